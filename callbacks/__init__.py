@@ -1,0 +1,1 @@
+"""What all runs share: seeding, checkpoints, progress, pictures, receipt."""

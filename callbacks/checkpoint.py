@@ -1,0 +1,71 @@
+"""Two checkpoints a run: `best.ckpt` by a metric, `last.ckpt` after every epoch. Neither is ever half-written."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+
+class _RunCheckpoint(ModelCheckpoint):
+    """A checkpoint of fixed name in a run's folder, which may be moved between two sessions."""
+
+    def __init__(self, filename: str, **kwargs):
+        super().__init__(filename=filename, save_top_k=1, enable_version_counter=False, **kwargs)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state, with its paths pointing into the folder where the run is now.
+
+        Lightning forgets the best score when the folder's path has changed.
+        """
+        here = {key: self._here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {self._here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **here, "best_k_models": best, "dirpath": self.dirpath})
+
+    def _here(self, path: str) -> str:
+        return os.path.join(self.dirpath, os.path.basename(path)) if path else path
+
+
+class BestCheckpoint(_RunCheckpoint):
+    """Keeps `best.ckpt`: the epoch with the best `monitor`.
+
+    Both arguments are required: without `monitor`, Lightning's "best" silently means "latest"; and its default
+    `mode` would keep the worst accuracy.
+
+    Args:
+        monitor: name of a logged metric, such as `val/acc`.
+        mode: whether more of it is better, or less.
+    """
+
+    def __init__(self, monitor: str, mode: Literal["min", "max"]):
+        super().__init__("best", monitor=monitor, mode=mode)
+
+
+class LastCheckpoint(_RunCheckpoint):
+    """Keeps `last.ckpt`: the last finished epoch. (`save_last=True` would save it only when the best improves.)"""
+
+    def __init__(self):
+        super().__init__("last", save_on_train_epoch_end=True)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint under a temporary name in the same folder, then moves it over the old one.
+
+    A full disk, a power cut or a `kill -9` leaves the old one as it was. (Lightning writes its temporary file to the
+    system's folder for them, and a move from there to another disk is a copy: it can be cut short.)
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options: Any | None = None) -> None:
+        """Save; raises OSError if the disk is full."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

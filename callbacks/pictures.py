@@ -1,0 +1,127 @@
+"""What a person would rather look at than numbers: `pictures/` in the run's folder, and the same in wandb."""
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from runner.history import read_history
+from runner.run import Run
+
+BLUE, ORANGE, RED, GREY = "#2a6f97", "#e07a1f", "#c1292e", "#8a8f98"
+
+
+class Curves(Callback):
+    """`curves.png`: a panel for each metric, training and validation over the epochs, the best epoch marked."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw from metrics.csv, so that a resumed run shows the whole."""
+        steps = trainer.num_training_batches
+        if not trainer.is_global_zero or steps in (0, float("inf")):
+            return
+        panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+        for row in read_history(self.run.history.path):
+            stage, _, name = row["metric"].partition("/")
+            if stage in ("train", "val"):
+                panels.setdefault(name, {}).setdefault(stage, []).append(((row["step"] + 1) / steps, row["value"]))
+        if not panels:
+            return
+
+        figure = new_figure(5.2 * len(panels), 3.8)
+        best = trainer.checkpoint_callback
+        for axis, (name, stages) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+            for stage, points in stages.items():
+                x, y = zip(*points, strict=True)
+                color, marker = {"train": (GREY, ""), "val": (BLUE, "o")}[stage]
+                axis.plot(x, y, color=color, label=stage, lw=1.5, marker=marker if len(x) <= 40 else "", ms=3.5)
+                if f"{stage}/{name}" == best.monitor:
+                    i = y.index(max(y) if best.mode == "max" else min(y))
+                    axis.plot(x[i], y[i], "o", ms=9, mfc="none", mec=ORANGE, mew=2, label=f"best.ckpt: {y[i]:.4g}")
+            axis.set(title=name, xlabel="epoch", xlim=(0, None))
+            axis.grid(alpha=0.25)
+            axis.legend(frameon=False)
+        self.run.save_picture("curves", figure)
+
+
+class ClassificationPictures(Callback):
+    """`predictions.png`: test pictures with prediction and label, wrong ones first; `confusion_matrix.png`.
+
+    Args:
+        run: where the pictures go.
+        rows, columns: of the grid of predictions; three quarters of it are for wrong ones, if there are so many.
+    """
+
+    def __init__(self, run: Run, rows: int = 6, columns: int = 10):
+        self.run, self.rows, self.columns = run, rows, columns
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with nothing."""
+        self.wrong: list[tuple[Tensor, int, int]] = []
+        self.right: list[tuple[Tensor, int, int]] = []
+        self.pairs: list[Tensor] = []
+
+    def on_test_batch_end(self, trainer, pl_module, outputs: Tensor, batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Keep every prediction, and the first few pictures of either kind."""
+        images, labels = batch  # (B, C, H, W), (B,)
+        predicted = outputs.argmax(dim=1)  # (B, K) -> (B,)
+        self.pairs.append(torch.stack([labels, predicted]).cpu())  # (2, B)
+        is_wrong = predicted != labels
+        for kept, mask in ((self.wrong, is_wrong), (self.right, ~is_wrong)):
+            for i in mask.nonzero()[: self.rows * self.columns - len(kept), 0].tolist():
+                kept.append((images[i].float().cpu(), int(predicted[i]), int(labels[i])))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw both."""
+        classes = getattr(trainer.datamodule, "classes", None) or [str(i) for i in range(pl_module.num_classes)]
+        labels, predicted = torch.cat(self.pairs, dim=1)  # (N,), (N,)
+        share = float((labels != predicted).float().mean())
+        self.run.save_picture("predictions", self._predictions(classes, f"{share:.2%} of {len(labels):,} test pictures wrong"))
+        self.run.save_picture("confusion_matrix", _confusion_matrix(labels, predicted, classes))
+
+    def _predictions(self, classes, title: str):
+        cells = self.rows * self.columns
+        wrong = self.wrong[: max(cells * 3 // 4, cells - len(self.right))]
+        right = self.right[: cells - len(wrong)]
+        figure = new_figure(1.15 * self.columns, 1.35 * self.rows + 0.5)
+        figure.suptitle(f"{title}; wrong ones first, in red: prediction, and the label in brackets", fontsize=11)
+        grid = figure.subplots(self.rows, self.columns, squeeze=False).flat
+        for axis in grid:
+            axis.axis("off")
+        for axis, (image, predicted, label) in zip(grid, wrong + right, strict=False):
+            low, high = image.min(), image.max()
+            pixels = ((image - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0)  # (C, H, W) -> (H, W, C)
+            axis.imshow(pixels.squeeze(-1).numpy(), cmap="gray")
+            text = classes[predicted] if predicted == label else f"{classes[predicted]} ({classes[label]})"
+            axis.set_title(text, fontsize=8, color=RED if predicted != label else "black", pad=2)
+        return figure
+
+
+def _confusion_matrix(labels: Tensor, predicted: Tensor, classes):
+    """Draw counts, label by row and prediction by column; shaded by the share of the row, so that mistakes show."""
+    k = len(classes)
+    counts = torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)  # (K, K)
+    share = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    figure = new_figure(max(4.5, 0.62 * k + 1.5), max(4.0, 0.56 * k + 1.2))
+    axis = figure.subplots()
+    axis.imshow((share**0.35).numpy(), cmap="Blues", vmin=0, vmax=1)
+    axis.set(xlabel="prediction", ylabel="label", title=f"{int(labels.ne(predicted).sum()):,} of {len(labels):,} wrong")
+    axis.set_xticks(range(k), classes, rotation=0 if max(map(len, classes)) <= 3 else 45, ha="center" if k < 11 else "right")
+    axis.set_yticks(range(k), classes)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    if k <= 20:
+        for i in range(k):
+            for j in range(k):
+                if counts[i, j]:
+                    color = "white" if share[i, j] > 0.3 else "black"
+                    axis.text(j, i, f"{int(counts[i, j])}", ha="center", va="center", fontsize=8, color=color)
+    return figure
+
+
+def new_figure(width: float, height: float):
+    """Return a matplotlib figure of so many inches. (The import is half a second, and waits until it is needed.)"""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")

@@ -1,0 +1,107 @@
+"""`receipt.json`: what was measured, on what, with what: enough to check the number by testing again."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from runner.run import Run
+
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy")
+REPOSITORY = Path(__file__).parent.parent
+
+
+class FitSeconds(Callback):
+    """Measures the seconds of training. They go with the checkpoint, so that a resumed run tells the whole."""
+
+    seconds = 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start, or go on."""
+        self.started = time.perf_counter() - self.seconds
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop."""
+        self.seconds = time.perf_counter() - self.started
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the seconds until now."""
+        return {"seconds": time.perf_counter() - self.started}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Take over the seconds until the checkpoint."""
+        self.seconds = state_dict["seconds"]
+        self.started = time.perf_counter() - self.seconds
+
+
+class TestCount(Callback):
+    """Counts the samples tested, and measures the seconds it takes."""
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start."""
+        self.samples, self.started = 0, time.perf_counter()
+
+    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count the batch's samples: the length of what it holds first."""
+        self.samples += len(batch[0])
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop."""
+        self.seconds = time.perf_counter() - self.started
+
+
+def write_receipt(
+    run: Run, experiment, metrics: dict[str, float], trainer: Trainer, seconds: FitSeconds, count: TestCount
+) -> None:
+    """Write the receipt of a tested run; the docstring of this file says what for."""
+    best = run.folder / "best.ckpt"
+    saved = torch.load(best, map_location="cpu", weights_only=True)
+    receipt = {
+        "experiment": experiment.name,
+        "metrics": metrics,
+        "checkpoint": {"path": best.name, "sha256": sha256(best), "epoch": saved["epoch"], "step": saved["global_step"]},
+        "config_sha256": sha256(run.folder / "config.yaml"),
+        "data": experiment.datamodule.describe(),
+        "tested": count.samples,
+        "seed": experiment.seed,
+        "parameters": sum(p.numel() for p in experiment.model.parameters()),
+        "precision": trainer.precision,
+        "devices": {"kind": _device_name(trainer), "count": trainer.num_devices, "threads": torch.get_num_threads()},
+        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+        "git": _git(),
+        "seconds": {"fit": round(seconds.seconds, 3), "test": round(count.seconds, 3)},
+    }
+    path = run.folder / "receipt.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(receipt, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _device_name(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+
+
+def _git() -> dict | None:
+    """Return the repository's commit, and whether tracked files differ from it; None outside of git."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,33 @@
+"""All randomness of an epoch comes from (seed, epoch).
+
+Then a run that was stopped and resumed draws what it would have drawn had it never been stopped. Storing the
+generators' state in the checkpoint does not give that: a resumed Trainer makes its first iterator at another moment.
+"""
+
+import os
+import random
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+
+def epoch_seed(epoch: int) -> int:
+    """Return 64 well-mixed bits from the run's seed and `epoch`.
+
+    The run's seed is the one last given to `pytorch_lightning.seed_everything` (0 if there was none).
+    """
+    seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
+
+
+class EpochSeeding(Callback):
+    """Reseeds Python's, NumPy's and torch's global generators at the first batch of every training epoch."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
+        """Reseed just before the epoch's first forward pass, so that what happened in between does not matter."""
+        if batch_idx == 0:
+            seed = epoch_seed(trainer.current_epoch)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)

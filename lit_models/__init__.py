@@ -1,0 +1,1 @@
+"""The lectures' models, one file each, and the tasks they share."""

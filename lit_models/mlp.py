@@ -1,0 +1,32 @@
+"""Multi-layer perceptron: flatten, then Linear and ReLU in turn, then class scores (logits).
+
+Shapes: B batch, C channels, H height, W width, K classes.
+
+Source: lecture on multi-layer perceptrons.
+"""
+
+from torch import Tensor, nn
+
+from lit_models.tasks import Classifier
+
+
+class MLP(Classifier):
+    """Hidden layers of ReLU units, and a linear layer on top.
+
+    Args:
+        sizes: layer widths, the flattened input first and the number of classes last.
+        dropout: share of hidden units set to zero in training.
+        task: arguments of `Classifier`.
+    """
+
+    def __init__(self, sizes: tuple[int, ...] = (784, 512, 512, 10), dropout: float = 0.0, **task):
+        super().__init__(num_classes=sizes[-1], **task)
+        layers: list[nn.Module] = [nn.Flatten()]  # (B, C, H, W) -> (B, C*H*W)
+        for n_in, n_out in zip(sizes[:-2], sizes[1:-1], strict=True):
+            layers += [nn.Linear(n_in, n_out), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+        layers += [nn.Linear(sizes[-2], sizes[-1])]  # no ReLU on the logits: (B, K)
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to logits (B, K)."""
+        return self.layers(images)

@@ -1,0 +1,151 @@
+"""The command line, as far as it can be judged without torch, so that a typo is told in a fraction of a second."""
+
+import os
+import textwrap
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from runner.errors import InputError, did_you_mean, existing_file
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+HELP = """\
+Train one experiment, test its best checkpoint, and leave a run that can be trusted.
+
+  python train.py experiments/mnist_mlp.yaml                           train, then test the best checkpoint
+  python train.py experiments/mnist_mlp.yaml --trainer.max_epochs 3    any key of the YAML can be overridden
+  python train.py experiments/mnist_mlp.yaml --seed_everything 1       another seed
+  python train.py experiments/mnist_mlp.yaml --print_config            every key there is, with its value
+  python train.py experiments/mnist_mlp.yaml --ckpt RUN/best.ckpt      only test
+  python train.py --resume RUN                                         go on from RUN/last.ckpt
+  python train.py RUN/config.yaml                                      the same run again
+
+RUN is a run's folder, such as runs/mnist_mlp/20261122-031023-s42-5coah8hx.
+
+environment:
+  DATA_DIR     where datasets are kept         (default: data)
+  RUNS_DIR     where runs are kept             (default: runs)
+  WANDB_MODE   online, offline or disabled     (default: online with a key, else offline)
+
+experiments:
+"""
+
+
+@dataclass
+class Arguments:
+    """What was asked for.
+
+    Attributes:
+        config: the YAML to run: the experiment's, or on `--resume` the run's own.
+        name: the experiment's name, under which its runs are kept.
+        overrides: everything else on the command line, for LightningCLI.
+        ckpt: a checkpoint to test, instead of training.
+        resume: the folder of a run to go on with.
+    """
+
+    config: Path
+    name: str
+    overrides: list[str] = field(default_factory=list)
+    ckpt: Path | None = None
+    resume: Path | None = None
+
+
+def parse(argv: list[str]) -> Arguments | None:
+    """Read the command line.
+
+    Returns:
+        The arguments, or None if all that was wanted was the help text, which is then printed.
+
+    Raises:
+        InputError: for whatever can be found wrong without torch.
+    """
+    if "-h" in argv or "--help" in argv:
+        print(help_text())
+        return None
+
+    experiments, options, overrides = [], {}, []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("-"):
+            experiments.append(word)
+            continue
+        key, equals, value = word.partition("=")
+        if key == "--print_config":  # the one option of LightningCLI's without a value
+            overrides.append(word)
+            continue
+        if not equals:
+            value = next(words, None)
+            if value is None:
+                raise InputError(f"{key} needs a value")
+        if key in ("--ckpt", "--resume"):
+            options[key] = value
+        else:
+            overrides += [key, value]
+
+    if len(experiments) > 1:
+        raise InputError(f"one experiment at a time, got {' and '.join(experiments)}")
+    if "--ckpt" in options and "--resume" in options:
+        raise InputError("--ckpt only tests and --resume goes on training: give one of them")
+
+    resume = _run_folder(options["--resume"]) if "--resume" in options else None
+    if resume:
+        config = resume / "config.yaml"
+    elif experiments:
+        config = existing_file(experiments[0], "experiment", ".yaml")
+    else:
+        raise InputError("no experiment named; try: python train.py experiments/mnist_mlp.yaml (or --help)")
+
+    name = _experiment_name(config)
+    if resume and experiments and _experiment_name(existing_file(experiments[0], "experiment", ".yaml")) != name:
+        raise InputError(f"{resume} is a run of {name}, not of {experiments[0]}")
+    ckpt = _checkpoint(options["--ckpt"]) if "--ckpt" in options else None
+    return Arguments(config, name, overrides, ckpt, resume)
+
+
+def help_text() -> str:
+    """Return what `--help` prints: how to call, and the experiments there are with the first line of each."""
+    paths = sorted(EXPERIMENTS.glob("*.yaml"))
+    width = max((len(p.name) for p in paths), default=0) + 2
+    lines = (f"{p.name:{width}}{p.read_text().partition(chr(10))[0].lstrip('# ')}" for p in paths)
+    return HELP + textwrap.indent("\n".join(lines), "  ")
+
+
+def _experiment_name(path: Path) -> str:
+    """Return the experiment's name: what a run's config.yaml says, else the file's own name."""
+    try:
+        content = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise InputError(f"{path}:{mark.line + 1}: not YAML: {error.problem}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not an experiment: expected keys such as model:, data:, checkpoint:, trainer:")
+    return str(content.get("experiment") or path.stem)
+
+
+def _run_folder(path: str) -> Path:
+    folder = Path(path)
+    if folder.name in ("last.ckpt", "best.ckpt", "config.yaml"):
+        folder = folder.parent
+    if not folder.is_dir():
+        hint = did_you_mean(folder.name, (p.name for p in folder.parent.glob("*/"))) if folder.parent.is_dir() else ""
+        raise InputError(f"run {folder} does not exist{hint}")
+    for file in ("config.yaml", "last.ckpt"):
+        if not (folder / file).is_file():
+            raise InputError(f"{folder} cannot be resumed: it has no {file}")
+    _checkpoint(str(folder / "last.ckpt"))
+    return folder
+
+
+def _checkpoint(path: str) -> Path:
+    if "://" in path:
+        raise InputError(f"checkpoint {path} is a URL: download it yourself, look where it comes from, then name the file")
+    file = existing_file(path, "checkpoint", ".ckpt")
+    if not zipfile.is_zipfile(file):
+        size = os.path.getsize(file)
+        raise InputError(f"checkpoint {file} ({size:,} bytes) is cut short, or no checkpoint at all")
+    return file

@@ -1,0 +1,161 @@
+"""A run's folder, and the two loggers that write what happens in it.
+
+    runs/mnist_mlp/20261122-031023-s42-5coah8hx/    experiment / time - seed - id
+      config.yaml   metrics.csv   best.ckpt   last.ckpt   receipt.json   pictures/
+    runs/wandb/                                     wandb's own files, all runs together
+"""
+
+import netrc
+import os
+import secrets
+import shutil
+import string
+import time
+from pathlib import Path
+from urllib.parse import urlparse
+
+import yaml
+from pytorch_lightning.loggers import WandbLogger
+
+from runner.errors import InputError, one_line
+from runner.history import History
+
+PROJECT = "lightning-lectures"
+
+
+class Run:
+    """One run: where its files are, and where its metrics and pictures go.
+
+    Args:
+        folder: the run's folder, which exists: <root>/<experiment>/<time>-s<seed>-<id>.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.root = folder, folder.parent.parent
+        self.history = History(folder)
+        self.wandb: _WandbLogger | None = None
+
+    @classmethod
+    def create(cls, experiment: str, seed: int) -> "Run":
+        """Make the folder of a new run, below `RUNS_DIR` (default: `runs`). The id tells apart what starts at once.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        root = Path(os.environ.get("RUNS_DIR", "runs"))
+        run_id = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+        folder = root / experiment / f"{time.strftime('%Y%m%d-%H%M%S')}-s{seed}-{run_id}"
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot write to the runs folder {root}: {error.strerror}; set RUNS_DIR to one that you can write to"
+            ) from None
+        return cls(folder)
+
+    def begin(self, experiment, last: dict | None) -> None:
+        """Write config.yaml and start the loggers; `last` is the checkpoint that the run goes on from, if it does."""
+        config = experiment.config_yaml()
+        (self.folder / "config.yaml").write_text(config)
+        if last:  # what was logged after the checkpoint will be logged again
+            self.history.forget_from(last["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])
+        self.wandb = _WandbLogger(
+            project=PROJECT,
+            group=experiment.name,
+            name=f"{experiment.name}-s{experiment.seed}",
+            id=self.id,
+            job_type="fit",
+            tags=[experiment.model.tag],
+            config=yaml.safe_load(config),
+            save_dir=str(self.root),
+            mode=wandb_mode(),
+        )
+
+    @property
+    def id(self) -> str:
+        """The id that ends the folder's name; wandb's id of the run, too."""
+        return self.folder.name.rpartition("-")[2]
+
+    @property
+    def loggers(self) -> list:
+        """For the Trainer."""
+        return [self.history, *([self.wandb] if self.wandb else [])]
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Send metrics to both loggers, outside of a Trainer."""
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step)
+
+    def save_picture(self, name: str, figure) -> None:
+        """Write a matplotlib figure to `pictures/<name>.png`, and send it to wandb."""
+        path = self.folder / "pictures" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, dpi=120)
+        if self.wandb:
+            self.wandb.log_image(f"pictures/{name}", [str(path)])
+
+    def finish(self) -> None:
+        """End the run in wandb, so that everything is on disk or sent."""
+        if self.wandb and self.wandb.is_started:
+            self.wandb.experiment.finish()
+
+    def discard(self) -> None:
+        """Remove what a run that never began has left."""
+        files = Path(self.wandb.experiment.dir).parent if self.wandb and self.wandb.is_started else None
+        self.finish()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if files and files.name.endswith(self.id):
+            shutil.rmtree(files, ignore_errors=True)
+        for folder in (self.folder.parent, self.root):
+            try:
+                folder.rmdir()  # only if nothing else is in it
+            except OSError:
+                break
+
+
+class _WandbLogger(WandbLogger):
+    """WandbLogger whose x axis is the step.
+
+    Lightning logs the step as a value among others, and wandb counts calls: curves of runs that log at different
+    moments would not line up where only wandb's own step is looked at, as `wandb leet` does.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._wandb_init.pop("anonymous")  # Lightning passes it always, and wandb warns that it has no effect
+        self.last_step = 0
+
+    @property
+    def is_started(self) -> bool:
+        return self._experiment is not None
+
+    @property
+    def experiment(self):
+        import wandb
+
+        if self._experiment is None:
+            # what it prints at the start and the end, train.py says in its own words
+            self._wandb_init["settings"] = wandb.Settings(silent=True, init_timeout=30)
+            try:
+                return super().experiment
+            except wandb.errors.CommError as error:
+                print(f"W&B: cannot be reached ({one_line(error)}): this run is kept offline")
+                self._wandb_init["mode"] = "offline"
+        return super().experiment
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        # wandb drops what is logged for an earlier step
+        self.last_step = max(self.last_step, step or 0)
+        self.experiment.log({**metrics, "trainer/global_step": self.last_step}, step=self.last_step)
+
+
+def wandb_mode() -> str:
+    """Return `WANDB_MODE`, else online if a key is configured, else offline: never a prompt."""
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        has_key = "WANDB_API_KEY" in os.environ or bool(netrc.netrc(os.environ.get("NETRC")).authenticators(host))
+    except (OSError, netrc.NetrcParseError):
+        has_key = False
+    return "online" if has_key else "offline"

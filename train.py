@@ -1,0 +1,144 @@
+"""Run one experiment: train it, test its best checkpoint, leave a receipt.
+
+python train.py experiments/mnist_mlp.yaml
+python train.py --help
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from runner import arguments
+from runner.errors import InputError, did_you_mean, one_line
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Return the exit code: 0; 2 for a mistake of the user's, told in one line; 130 after Ctrl-C."""
+    try:
+        asked = arguments.parse(sys.argv[1:] if argv is None else argv)
+        if asked is None:
+            return 0
+        from runner.cli import Experiment  # torch and Lightning take seconds: a typo was told before
+
+        experiment = Experiment(asked)
+        if asked.ckpt:
+            print_metrics(test(experiment, asked.ckpt))
+        else:
+            train(experiment, asked.resume)
+        return 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"\ninterrupted{interrupt}", file=sys.stderr)
+        return 130
+
+
+def train(experiment, resume: Path | None = None) -> None:
+    """Fit, test the best checkpoint, write the receipt; `resume` is the folder of a run to go on with."""
+    from callbacks.receipt import FitSeconds, TestCount, write_receipt
+    from runner.run import Run
+
+    last = experiment.load_checkpoint(resume / "last.ckpt") if resume else None
+    experiment.rehearse()  # what does not fit together is found before anything is written
+    run = Run(resume) if resume else Run.create(experiment.name, experiment.seed)
+    try:
+        run.begin(experiment, last)
+        seconds, count = FitSeconds(), TestCount()
+        trainer = fit(experiment, run, seconds)
+        metrics = test(experiment, run.folder / "best.ckpt", run, count)
+        run.log_metrics(metrics, trainer.global_step)
+        write_receipt(run, experiment, metrics, trainer, seconds, count)
+    except InputError:
+        if not (run.folder / "last.ckpt").exists():
+            run.discard()
+        raise
+    finally:
+        run.finish()
+    print_metrics(metrics)
+    print_what_next(experiment, run)
+
+
+def fit(experiment, run, seconds):
+    """Train to the end, and return the Trainer; whatever stops it before, say how to go on."""
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    from callbacks.checkpoint import LastCheckpoint
+    from callbacks.pictures import Curves
+    from callbacks.progress import EpochLines
+    from callbacks.seeding import EpochSeeding
+
+    best, last = experiment.checkpoint, LastCheckpoint()
+    best.dirpath = last.dirpath = str(run.folder)
+    trainer = experiment.trainer(
+        logger=run.loggers,
+        callbacks=[EpochSeeding(), EpochLines(), seconds, Curves(run), best, last],
+        default_root_dir=str(run.folder),
+    )
+    checkpoint = run.folder / "last.ckpt"
+    go_on = f"python train.py --resume {run.folder}"
+    try:
+        trainer.fit(
+            experiment.model,
+            experiment.datamodule,
+            ckpt_path=checkpoint if checkpoint.exists() else None,
+            weights_only=True,
+        )
+    except MisconfigurationException as error:
+        raise InputError(one_line(error)) from error
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        if checkpoint.exists():
+            raise KeyboardInterrupt(f": {checkpoint} holds the last finished epoch; to go on: {go_on}") from None
+        run.discard()
+        raise KeyboardInterrupt(" before an epoch was finished: nothing is kept") from None
+    except OSError as error:
+        if checkpoint.exists():
+            raise InputError(f"{one_line(error)}; {checkpoint} holds the last finished epoch; to go on: {go_on}") from error
+        raise InputError(f"{one_line(error)}, before an epoch was finished") from error
+    except Exception:
+        if checkpoint.exists():
+            print(f"{checkpoint} holds the last finished epoch; to go on: {go_on}", file=sys.stderr)
+        raise
+    if not (run.folder / "best.ckpt").exists():
+        logged = list(trainer.callback_metrics)
+        raise InputError(f"checkpoint.monitor: {best.monitor!r} was never logged{did_you_mean(best.monitor, logged)}")
+    return trainer
+
+
+def test(experiment, checkpoint: Path, run=None, count=None) -> dict[str, float]:
+    """Test a checkpoint on one device, where no sample is counted twice, and return the metrics."""
+    experiment.load_checkpoint(checkpoint)
+    pictures = [experiment.model.pictures(run)] if run else []
+    trainer = experiment.trainer(
+        logger=False,
+        enable_checkpointing=False,
+        callbacks=[*([count] if count else []), *pictures],
+        devices=1,
+        num_nodes=1,
+        strategy="auto",
+    )
+    (metrics,) = trainer.test(
+        experiment.model, experiment.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False
+    )
+    return metrics
+
+
+def print_metrics(metrics: dict[str, float]) -> None:
+    """Print a short table."""
+    width = max(map(len, metrics))
+    print("\n" + "\n".join(f"{name:{width}}  {value:.4f}" for name, value in sorted(metrics.items())))
+
+
+def print_what_next(experiment, run) -> None:
+    """Print where the run is, and the next commands to type."""
+    print(
+        f"\nrun      {run.folder}"
+        f"\nlook     {run.folder / 'pictures'}"
+        f"\ncompare  wandb leet {run.root / 'wandb'}"
+        f"\nagain    python train.py {run.folder / 'config.yaml'}"
+        f"\nlonger   python train.py --resume {run.folder} --trainer.max_epochs {2 * (experiment.max_epochs or 1)}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
