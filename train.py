@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from runner import arguments
-from runner.errors import InputError, did_you_mean, one_line
+from runner.errors import InputError, one_line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,6 +28,11 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name in ("runner", "callbacks", "lit_models", "datamodules"):
+            raise
+        print(f"error: the package {error.name} is missing; try: pip install -r requirements.txt", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted{interrupt}", file=sys.stderr)
@@ -85,6 +90,7 @@ def fit(experiment, run, seconds):
             weights_only=True,
         )
     except MisconfigurationException as error:
+        experiment.check_monitor(trainer)
         raise InputError(one_line(error)) from error
     except SystemExit:  # Lightning's answer to Ctrl-C
         if checkpoint.exists():
@@ -99,9 +105,7 @@ def fit(experiment, run, seconds):
         if checkpoint.exists():
             print(f"{checkpoint} holds the last finished epoch; to go on: {go_on}", file=sys.stderr)
         raise
-    if not (run.folder / "best.ckpt").exists():
-        logged = list(trainer.callback_metrics)
-        raise InputError(f"checkpoint.monitor: {best.monitor!r} was never logged{did_you_mean(best.monitor, logged)}")
+    experiment.check_monitor(trainer)
     return trainer
 
 

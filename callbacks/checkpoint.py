@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 
@@ -44,10 +45,33 @@ class BestCheckpoint(_RunCheckpoint):
 
 
 class LastCheckpoint(_RunCheckpoint):
-    """Keeps `last.ckpt`: the last finished epoch. (`save_last=True` would save it only when the best improves.)"""
+    """Keeps `last.ckpt`: the last finished epoch. (`save_last=True` would save it only when the best improves.)
+
+    Lightning steps a ReduceLROnPlateau after the epoch's checkpoint is written, and not again when the run is resumed
+    from it. So the metric goes with the checkpoint, and the step is made up for.
+    """
 
     def __init__(self):
         super().__init__("last", save_on_train_epoch_end=True)
+        self.missed: dict[str, float] = {}
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note what the plateau schedulers are about to look at."""
+        plateaus = [config for config in trainer.lr_scheduler_configs if config.reduce_on_plateau]
+        metrics = trainer.callback_metrics
+        checkpoint["plateau"] = {c.monitor: float(metrics[c.monitor]) for c in plateaus if c.monitor in metrics}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take over the note."""
+        self.missed = checkpoint.get("plateau", {})
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make up for the step between the checkpoint and the next epoch."""
+        super().on_train_start(trainer, pl_module)
+        for config in trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau and config.monitor in self.missed:
+                config.scheduler.step(self.missed[config.monitor])
+        self.missed = {}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -75,9 +75,10 @@ class Experiment(LightningCLI):
         try:
             self.config_init = self.parser.instantiate_classes(self.config)
         except (ValueError, TypeError, IndexError, RuntimeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{self.arguments.config}: {_where(error)}{one_line(error)}") from error
+            cause = error  # jsonargparse wraps what an __init__ raises into a long message of its own
+            while cause.__context__ and not isinstance(cause, InputError):
+                cause = cause.__context__
+            raise InputError(f"{self.arguments.config}: {_where(cause)}{one_line(cause)}") from error
         self.model, self.datamodule = self.config_init["model"], self.config_init["data"]
         self.checkpoint: BestCheckpoint = self.config_init["checkpoint"]
 
@@ -137,8 +138,13 @@ class Experiment(LightningCLI):
             trainer.validate(self.model, self.datamodule, verbose=False)
         except (RuntimeError, IndexError, TypeError) as error:
             raise InputError(f"model and data do not fit: {_where(error)}{one_line(error)}") from error
-        monitor, logged = self.checkpoint.monitor, sorted(trainer.callback_metrics)
-        if monitor not in logged and not monitor.startswith("train/"):
+        if not self.checkpoint.monitor.startswith("train/"):
+            self.check_monitor(trainer)
+
+    def check_monitor(self, trainer: Trainer) -> None:
+        """Raise InputError if nothing was logged under the name that `checkpoint:` monitors."""
+        monitor, logged = self.checkpoint.monitor, list(trainer.callback_metrics)
+        if monitor not in logged:
             raise InputError(f"checkpoint.monitor: {monitor!r} is never logged{did_you_mean(monitor, logged)}")
 
     def load_checkpoint(self, path: Path) -> dict:

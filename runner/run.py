@@ -5,6 +5,7 @@
     runs/wandb/                                     wandb's own files, all runs together
 """
 
+import contextlib
 import netrc
 import os
 import secrets
@@ -101,16 +102,16 @@ class Run:
 
     def discard(self) -> None:
         """Remove what a run that never began has left."""
-        files = Path(self.wandb.experiment.dir).parent if self.wandb and self.wandb.is_started else None
         self.finish()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if files and files.name.endswith(self.id):
-            shutil.rmtree(files, ignore_errors=True)
+        shutil.rmtree(self.folder)
+        wandb = self.root / "wandb"
+        for files in wandb.glob(f"*run-*-{self.id}"):
+            shutil.rmtree(files)
+        if not any(wandb.glob("*run-*-*")):  # only its logs, and a link to the run that is gone
+            shutil.rmtree(wandb, ignore_errors=True)
         for folder in (self.folder.parent, self.root):
-            try:
+            with contextlib.suppress(OSError):
                 folder.rmdir()  # only if nothing else is in it
-            except OSError:
-                break
 
 
 class _WandbLogger(WandbLogger):

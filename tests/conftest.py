@@ -1,0 +1,74 @@
+"""Small files in the datasets' real layout, and train.py called in this process."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REAL_DATA_DIR = os.environ.get("DATA_DIR")
+REPOSITORY = Path(__file__).parent.parent
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def write_mnist(root: Path, name: str = "MNIST", train: int = 300, test: int = 103, seed: int = 0) -> Path:
+    """Write the four files of MNIST's layout: noise, and a bright bar whose height tells the class."""
+    folder = root / name / "raw"
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for part, n in (("train", train), ("t10k", test)):
+        labels = (np.arange(n) % 10).astype(np.uint8)
+        images = rng.integers(0, 90, (n, 28, 28), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[2 * label + 3 : 2 * label + 5, 4:24] = 250
+        header = bytes([0, 0, 8, 3]) + np.array([n, 28, 28], ">u4").tobytes()
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        header = bytes([0, 0, 8, 1]) + np.array([n], ">u4").tobytes()
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory) -> Path:
+    """A DATA_DIR with a small MNIST and Fashion-MNIST in it. Tests that damage files make their own."""
+    root = tmp_path_factory.mktemp("data")
+    write_mnist(root, "MNIST")
+    write_mnist(root, "FashionMNIST", seed=1)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def isolated(small_data, tmp_path, monkeypatch):
+    """Every test has small data, a runs folder of its own, and no wandb unless it asks."""
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv("DATA_DIR", str(small_data))
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    for key in ("WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(key, raising=False)
+
+
+TINY = ("--data.batch_size=32", "--data.val_size=53", "--trainer.max_epochs=2", "--trainer.log_every_n_steps=3")
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Call train.py's main; returns the folder of the newest run, after asserting exit code 0."""
+    from train import main
+
+    def call(*argv: str, experiment: str = "experiments/mnist_mlp.yaml", tiny: tuple[str, ...] = TINY) -> Path:
+        words = [experiment, *tiny, *argv] if experiment else list(argv)
+        assert main(words) == 0
+        return max((tmp_path / "runs").glob("*/*/receipt.json"), key=lambda p: p.stat().st_mtime_ns).parent
+
+    return call
+
+
+# A small net with all that makes resuming hard: dropout, shuffling, momentum, a scheduler.
+SMALL_NET = (
+    "--model.sizes=[784, 32, 10]",
+    "--model.dropout=0.3",
+    "--model.lr_scheduler=torch.optim.lr_scheduler.ExponentialLR",
+    "--model.lr_scheduler.gamma=0.7",
+)

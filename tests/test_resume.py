@@ -1,0 +1,198 @@
+"""No work is lost: what was trained before a failure goes on to the same bits."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY, SMALL_NET, TINY
+from test_train import assert_same_run, receipt
+
+import callbacks.checkpoint
+from lit_models.mlp import MLP
+from runner.history import read_history
+from train import main
+
+SIX_EPOCHS = (*TINY, *SMALL_NET, "--trainer.max_epochs=6")
+EXPERIMENT = "experiments/mnist_mlp.yaml"
+
+
+class Stop(Exception):
+    """What ends a run in these tests, as a crash would."""
+
+
+def stop_at(monkeypatch, epoch: int, batch: int) -> None:
+    """Make training crash before `batch` of `epoch`."""
+    step = MLP.training_step
+
+    def crash(self, batch_, batch_idx):
+        if (self.current_epoch, batch_idx) == (epoch, batch):
+            raise Stop
+        return step(self, batch_, batch_idx)
+
+    monkeypatch.setattr(MLP, "training_step", crash)
+
+
+def only_run(root: Path) -> Path:
+    (run,) = root.glob("runs/mnist_mlp/*")
+    return run
+
+
+@pytest.fixture
+def whole_run(train, tmp_path):
+    """The run that was never stopped, moved out of the way."""
+    run = train(*SIX_EPOCHS, tiny=())
+    return Path(shutil.move(run, tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("batch", [0, 5], ids=["after an epoch", "in the middle of one"])
+def test_a_stopped_and_resumed_run_ends_in_the_same_bits(whole_run, train, monkeypatch, tmp_path, batch, capsys):
+    with monkeypatch.context() as patch:
+        stop_at(patch, epoch=3, batch=batch)
+        with pytest.raises(Stop):
+            main([EXPERIMENT, *SIX_EPOCHS])
+    run = only_run(tmp_path)
+    assert f"python train.py --resume {run}" in capsys.readouterr().err
+    assert torch.load(run / "last.ckpt", weights_only=True)["epoch"] == 2
+    assert not (run / "receipt.json").exists()
+
+    torch.manual_seed(999)  # whatever state the new process is in must not matter
+    assert train("--resume", str(run), experiment="") == run
+    assert_same_run(whole_run, run)
+
+
+def test_a_run_stopped_three_times_and_moved_in_between_keeps_its_best(whole_run, monkeypatch, tmp_path):
+    argv = [EXPERIMENT, *SIX_EPOCHS]
+    for i, (epoch, batch) in enumerate([(1, 3), (2, 0), (4, 7)]):
+        with monkeypatch.context() as patch:
+            stop_at(patch, epoch, batch)
+            with pytest.raises(Stop):
+                main(argv)
+        (run,) = tmp_path.glob("*/mnist_mlp/*")
+        moved = tmp_path / f"elsewhere{i}" / "mnist_mlp" / run.name
+        moved.parent.mkdir(parents=True)
+        run = Path(shutil.move(run, moved))
+        argv = ["--resume", str(run)]
+    assert main(argv) == 0
+    assert_same_run(whole_run, run)
+
+
+def test_a_finished_run_can_be_trained_longer(train):
+    run = train(*SMALL_NET)
+    assert train("--resume", str(run), "--trainer.max_epochs", "4", experiment="") == run
+    assert [r["epoch"] for r in read_history(run / "metrics.csv") if r["metric"] == "val/acc"] == [0, 1, 2, 3]
+    assert sum(r["metric"] == "test/acc" for r in read_history(run / "metrics.csv")) == 1
+    assert "max_epochs: 4" in (run / "config.yaml").read_text()
+
+
+def test_resume_accepts_the_experiment_it_is_a_run_of_and_no_other(train, capsys):
+    run = train(*SMALL_NET)
+    assert main([EXPERIMENT, "--resume", str(run)]) == 0
+    assert main(["experiments/mnist_softmax.yaml", "--resume", str(run)]) == 2
+    assert "is a run of mnist_mlp" in capsys.readouterr().err
+
+
+def test_a_plateau_scheduler_survives_a_stop(train, monkeypatch, tmp_path):
+    argv = [*SIX_EPOCHS, "--model.lr_scheduler", "pytorch_lightning.cli.ReduceLROnPlateau", "--model.lr_scheduler.monitor",
+            "val/loss", "--model.lr_scheduler.patience", "0", "--model.lr_scheduler.threshold", "0.2"]  # fmt: skip
+    whole = Path(shutil.move(train(*argv, tiny=()), tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        stop_at(patch, epoch=4, batch=2)
+        with pytest.raises(Stop):
+            main([EXPERIMENT, *argv])
+    run = only_run(tmp_path)
+    assert main(["--resume", str(run)]) == 0
+    assert_same_run(whole, run)
+
+
+def test_a_full_disk_leaves_the_last_finished_epoch_and_says_how_to_go_on(whole_run, monkeypatch, tmp_path, capsys):
+    saved = []
+
+    class FullDisk:
+        """Takes the first half of the file, then is full, from the third epoch's last.ckpt on."""
+
+        def __init__(self, path, mode):
+            self.file = open(path, mode)  # noqa: SIM115
+            self.full = path.name == ".last.ckpt.tmp" and len(saved) == 2
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, data):
+            if self.full and self.file.tell() > 1000:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self.file.write(data)
+
+        def flush(self):
+            self.file.flush()
+            if self.file.name.endswith(".last.ckpt.tmp"):
+                saved.append(self.file.name)
+
+        def fileno(self):
+            return self.file.fileno()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.checkpoint, "open", FullDisk, raising=False)
+        assert main([EXPERIMENT, *SIX_EPOCHS]) == 2
+    run = only_run(tmp_path)
+    err = capsys.readouterr().err
+    assert "No space left on device" in err
+    assert f"python train.py --resume {run}" in err
+    assert len(err.splitlines()) == 1
+    assert torch.load(run / "last.ckpt", weights_only=True)["epoch"] == 1
+    assert not list(run.glob(".*.tmp"))
+    assert main(["--resume", str(run)]) == 0
+    assert_same_run(whole_run, run)
+
+
+def test_a_checkpoint_is_on_disk_whole_or_not_at_all(monkeypatch, tmp_path):
+    io = callbacks.checkpoint.AtomicCheckpointIO()
+    io.save_checkpoint({"epoch": 1}, tmp_path / "last.ckpt")
+    before = (tmp_path / "last.ckpt").read_bytes()
+
+    def killed(*_):
+        raise Stop
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(Stop):
+        io.save_checkpoint({"epoch": 2}, tmp_path / "last.ckpt")
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def interrupt(argv: list[str], after: str) -> subprocess.CompletedProcess:
+    """Start train.py as a person would, and press Ctrl-C once a line that starts with `after` has appeared."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "train.py", *argv], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        for line in process.stdout:
+            if line.startswith(after):
+                break
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def test_ctrl_c_says_how_to_go_on_and_what_was_trained_is_kept(tmp_path):
+    argv = [EXPERIMENT, *TINY, *SMALL_NET, "--trainer.max_epochs=100000"]
+    done = interrupt(argv, after="epoch 1/")
+    run = only_run(tmp_path)
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert f"python train.py --resume {run}" in done.stderr
+    epoch = torch.load(run / "last.ckpt", weights_only=True)["epoch"]
+    assert main(["--resume", str(run), "--trainer.max_epochs", str(epoch + 3)]) == 0
+    assert receipt(run)["tested"] == 103
