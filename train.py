@@ -105,7 +105,8 @@ def fit(experiment, run, seconds):
         if checkpoint.exists():
             print(f"{checkpoint} holds the last finished epoch; to go on: {go_on}", file=sys.stderr)
         raise
-    experiment.check_monitor(trainer)
+    if not (run.folder / "best.ckpt").exists():
+        experiment.check_monitor(trainer)
     return trainer
 
 

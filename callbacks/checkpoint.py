@@ -1,5 +1,6 @@
 """Two checkpoints a run: `best.ckpt` by a metric, `last.ckpt` after every epoch. Neither is ever half-written."""
 
+import io
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -84,10 +85,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options: Any | None = None) -> None:
         """Save; raises OSError if the disk is full."""
         path = Path(path)
+        content = io.BytesIO()  # torch.save into a full disk dies of an error of its own, which does not say so
+        torch.save(checkpoint, content)
         temporary = path.with_name(f".{path.name}.tmp")
         try:
             with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
+                file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
