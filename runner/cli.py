@@ -18,7 +18,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint
 from runner.arguments import Arguments
 from runner.errors import InputError, did_you_mean, one_line
-from runner.explain import explain
+from runner.explain import explain, raised_in_init
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,10 +75,7 @@ class Experiment(LightningCLI):
         try:
             self.config_init = self.parser.instantiate_classes(self.config)
         except (ValueError, TypeError, IndexError, RuntimeError) as error:
-            cause = error  # jsonargparse wraps what an __init__ raises into a long message of its own
-            while cause.__context__ and not isinstance(cause, InputError):
-                cause = cause.__context__
-            raise InputError(f"{self.arguments.config}: {_where(cause)}{one_line(cause)}") from error
+            raise InputError(f"{self.arguments.config}: {_where(error)}{raised_in_init(str(error))}") from error
         self.model, self.datamodule = self.config_init["model"], self.config_init["data"]
         self.checkpoint: BestCheckpoint = self.config_init["checkpoint"]
 

@@ -45,7 +45,7 @@ def explain(message: str, parser: ArgumentParser) -> str:
         r"Expected a dot import path string: ([\w.]+)", message
     ):
         if not re.search(r"Expected a <class '(?:int|float|bool)'>", message):
-            return f"{key}: there is no {found[1]}{did_you_mean(found[1], _classes_near(found[1].rpartition('.')[0]))}"
+            return f"{key}: there is no {classes[-1] if classes else found[1]}{did_you_mean(found[1], _classes_near(found[1].rpartition('.')[0]))}"
 
     if "expect one of:\n" in message and "Given value: {" in message:  # a class was wanted
         given = _dict_after(message, "Given value: ")
@@ -66,6 +66,12 @@ def explain(message: str, parser: ArgumentParser) -> str:
             return f"{key}: expected {' or '.join(kinds)}, got {values[0] if values else 'something else'}"
 
     return one_line(message)
+
+
+def raised_in_init(message: str) -> str:
+    """Return what an `__init__` raised, out of the message that jsonargparse wraps around it."""
+    found = re.search(r"Errors:\n\s+- (.+?)\n\s+- Expected", message, flags=re.S)
+    return one_line(found[1] if found else message)
 
 
 def _plain(kind: str) -> str:
@@ -101,9 +107,7 @@ def _classes_near(module: str) -> list[str]:
     """Class paths that can be meant by a name in `module`: its own classes, or its package's if there is no such module."""
     try:
         found = importlib.import_module(module)
-    except ImportError:
-        found = None
-    if found is None:
+    except (ImportError, ValueError):  # no such module, or no name at all
         return []
     if hasattr(found, "__path__") and Path(found.__path__[0]).parent == Path(__file__).parent.parent:
         names = []  # one of our own packages: look into its files
