@@ -46,6 +46,7 @@ def train(experiment, resume: Path | None = None) -> None:
 
     last = experiment.load_checkpoint(resume / "last.ckpt") if resume else None
     experiment.rehearse()  # what does not fit together is found before anything is written
+    print_what_runs(experiment)
     run = Run(resume) if resume else Run.create(experiment.name, experiment.seed)
     try:
         run.begin(experiment, last)
@@ -126,6 +127,14 @@ def test(experiment, checkpoint: Path, run=None, count=None) -> dict[str, float]
         experiment.model, experiment.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False
     )
     return metrics
+
+
+def print_what_runs(experiment) -> None:
+    """Print which data was found, and what is trained on it."""
+    model, data = experiment.model, experiment.datamodule
+    sizes = "{train:,} to train, {val:,} to validate, {test:,} to test".format(**data.sizes)
+    print(f"{type(data).__name__}: {sizes}: {data.source}")
+    print(f"{type(model).__name__}: {sum(p.numel() for p in model.parameters()):,} parameters, seed {experiment.seed}\n")
 
 
 def print_metrics(metrics: dict[str, float]) -> None:

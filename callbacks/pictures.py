@@ -86,7 +86,7 @@ class ClassificationPictures(Callback):
         right = self.right[: cells - len(wrong)]
         figure = new_figure(1.15 * self.columns, 1.35 * self.rows + 0.5)
         figure.suptitle(f"{title}; wrong ones first, in red: prediction, and the label in brackets", fontsize=11)
-        grid = figure.subplots(self.rows, self.columns, squeeze=False).flat
+        grid = figure.subplots(self.rows, self.columns, squeeze=False).ravel()
         for axis in grid:
             axis.axis("off")
         for axis, (image, predicted, label) in zip(grid, wrong + right, strict=False):

@@ -90,14 +90,17 @@ class InMemoryDataModule(LightningDataModule):
 
     def describe(self) -> dict:
         """What the receipt says of the data: name, source, sizes, and a fingerprint of every sample in its place."""
-        sets = {"train": self.train_set, "val": self.val_set, "test": self.test_set}
         digest = hashlib.sha256()
-        for dataset in sets.values():
+        for dataset in (self.train_set, self.val_set, self.test_set):
             for tensor in dataset.tensors:
                 digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
                 digest.update(tensor.numpy())
-        sizes = {name: len(dataset) for name, dataset in sets.items()}
-        return {"name": type(self).__name__, "source": self.source, "fingerprint": digest.hexdigest(), **sizes}
+        return {"name": type(self).__name__, "source": self.source, "fingerprint": digest.hexdigest(), **self.sizes}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Samples in each set."""
+        return {"train": len(self.train_set), "val": len(self.val_set), "test": len(self.test_set)}
 
     @staticmethod
     def _loader(dataset: InMemoryDataset, batch_size: int, sampler: Sampler | None = None) -> DataLoader:

@@ -115,7 +115,7 @@ class _IdxImages(InMemoryDataModule):
             if labels.max() >= len(self.classes):
                 raise InputError(f"{labels_file}: label {int(labels.max())}, expected 0 to {len(self.classes) - 1}")
             tensors += [images.unsqueeze(1), labels]  # (N, 28, 28) -> (N, 1, 28, 28)
-        self.source = f"{type(self).__name__} files"
+        self.source = f"files in {self.folder}"
         return tuple(tensors)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,12 @@ REPOSITORY = Path(__file__).parent.parent
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
+def has_real_mnist() -> bool:
+    """Whether the DATA_DIR that pytest was started with holds MNIST as it is."""
+    file = Path(REAL_DATA_DIR or "nowhere") / "MNIST" / "raw" / FILES[0]
+    return file.exists() and file.stat().st_size == 47_040_016
+
+
 def write_mnist(root: Path, name: str = "MNIST", train: int = 300, test: int = 103, seed: int = 0) -> Path:
     """Write the four files of MNIST's layout: noise, and a bright bar whose height tells the class."""
     folder = root / name / "raw"

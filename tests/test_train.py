@@ -37,7 +37,7 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert receipt(a)["checkpoint"]["step"] == receipt(b)["checkpoint"]["step"]
 
 
-def test_a_run_leaves_what_the_design_says(train, capsys):
+def test_a_run_leaves_what_the_design_says(train, capsys, small_data):
     run = train()
     assert sorted(p.name for p in run.iterdir()) == [
         "best.ckpt", "config.yaml", "last.ckpt", "metrics.csv", "pictures", "receipt.json",
@@ -50,7 +50,7 @@ def test_a_run_leaves_what_the_design_says(train, capsys):
     assert said["experiment"] == "mnist_mlp"
     assert said["tested"] == said["data"]["test"] == 103  # not a multiple of any batch: nothing dropped or repeated
     assert (said["data"]["train"], said["data"]["val"]) == (247, 53)
-    assert said["data"]["source"] == "MNIST files"
+    assert said["data"]["source"] == f"files in {small_data / 'MNIST' / 'raw'}"
     assert said["seed"] == 42
     assert said["parameters"] == 784 * 512 + 512 + 512 * 512 + 512 + 512 * 10 + 10
     assert said["precision"] == "32-true"
@@ -61,6 +61,8 @@ def test_a_run_leaves_what_the_design_says(train, capsys):
     assert said["seconds"]["test"] > 0
 
     out = capsys.readouterr().out
+    assert "MNIST: 247 to train, 53 to validate, 103 to test: files in" in out
+    assert "669,706 parameters" in out
     assert f"{said['metrics']['test/acc']:.4f}" in out
     assert str(run) in out
     assert "--resume" in out
