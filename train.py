@@ -41,7 +41,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(experiment, resume: Path | None = None) -> None:
     """Fit, test the best checkpoint, write the receipt; `resume` is the folder of a run to go on with."""
-    from callbacks.receipt import FitSeconds, TestCount, write_receipt
+    from callbacks.pictures import draw_curves
+    from callbacks.progress import Progress
+    from callbacks.receipt import TestCount, write_receipt
     from runner.run import Run
 
     last = experiment.load_checkpoint(resume / "last.ckpt") if resume else None
@@ -50,11 +52,12 @@ def train(experiment, resume: Path | None = None) -> None:
     run = Run(resume) if resume else Run.create(experiment.name, experiment.seed)
     try:
         run.begin(experiment, last)
-        seconds, count = FitSeconds(), TestCount()
-        trainer = fit(experiment, run, seconds)
+        progress, count = Progress(), TestCount()
+        trainer = fit(experiment, run, progress)
+        draw_curves(run, trainer)
         metrics = test(experiment, run.folder / "best.ckpt", run, count)
         run.log_metrics(metrics, trainer.global_step)
-        write_receipt(run, experiment, metrics, trainer, seconds, count)
+        write_receipt(run, experiment, metrics, trainer, progress.seconds, count)
     except InputError:
         if not (run.folder / "last.ckpt").exists():
             run.discard()
@@ -65,20 +68,18 @@ def train(experiment, resume: Path | None = None) -> None:
     print_what_next(experiment, run)
 
 
-def fit(experiment, run, seconds):
+def fit(experiment, run, progress):
     """Train to the end, and return the Trainer; whatever stops it before, say how to go on."""
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from callbacks.checkpoint import LastCheckpoint
-    from callbacks.pictures import Curves
-    from callbacks.progress import EpochLines
     from callbacks.seeding import EpochSeeding
 
     best, last = experiment.checkpoint, LastCheckpoint()
     best.dirpath = last.dirpath = str(run.folder)
     trainer = experiment.trainer(
         logger=run.loggers,
-        callbacks=[EpochSeeding(), EpochLines(), seconds, Curves(run), best, last],
+        callbacks=[EpochSeeding(), progress, best, last],
         default_root_dir=str(run.folder),
     )
     checkpoint = run.folder / "last.ckpt"

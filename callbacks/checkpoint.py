@@ -17,6 +17,11 @@ class _RunCheckpoint(ModelCheckpoint):
     def __init__(self, filename: str, **kwargs):
         super().__init__(filename=filename, save_top_k=1, enable_version_counter=False, **kwargs)
 
+    @property
+    def state_key(self) -> str:
+        """The class's name; Lightning's own puts five arguments together, and asks for it several times a step."""
+        return type(self).__name__
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the state, with its paths pointing into the folder where the run is now.
 

@@ -10,39 +10,34 @@ from runner.run import Run
 BLUE, ORANGE, RED, GREY = "#2a6f97", "#e07a1f", "#c1292e", "#8a8f98"
 
 
-class Curves(Callback):
-    """`curves.png`: a panel for each metric, training and validation over the epochs, the best epoch marked."""
+def draw_curves(run: Run, trainer: Trainer) -> None:
+    """Draw `curves.png`: a panel for each metric, training and validation over the epochs, the best epoch marked.
 
-    def __init__(self, run: Run):
-        self.run = run
+    It is drawn from metrics.csv, so that a resumed run shows the whole.
+    """
+    steps = trainer.num_training_batches
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in read_history(run.history.path):
+        stage, _, name = row["metric"].partition("/")
+        if stage in ("train", "val"):
+            panels.setdefault(name, {}).setdefault(stage, []).append(((row["step"] + 1) / steps, row["value"]))
+    if not panels:
+        return
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw from metrics.csv, so that a resumed run shows the whole."""
-        steps = trainer.num_training_batches
-        if not trainer.is_global_zero or steps in (0, float("inf")):
-            return
-        panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
-        for row in read_history(self.run.history.path):
-            stage, _, name = row["metric"].partition("/")
-            if stage in ("train", "val"):
-                panels.setdefault(name, {}).setdefault(stage, []).append(((row["step"] + 1) / steps, row["value"]))
-        if not panels:
-            return
-
-        figure = new_figure(5.2 * len(panels), 3.8)
-        best = trainer.checkpoint_callback
-        for axis, (name, stages) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-            for stage, points in stages.items():
-                x, y = zip(*points, strict=True)
-                color, marker = {"train": (GREY, ""), "val": (BLUE, "o")}[stage]
-                axis.plot(x, y, color=color, label=stage, lw=1.5, marker=marker if len(x) <= 40 else "", ms=3.5)
-                if f"{stage}/{name}" == best.monitor:
-                    i = y.index(max(y) if best.mode == "max" else min(y))
-                    axis.plot(x[i], y[i], "o", ms=9, mfc="none", mec=ORANGE, mew=2, label=f"best.ckpt: {y[i]:.4g}")
-            axis.set(title=name, xlabel="epoch", xlim=(0, None))
-            axis.grid(alpha=0.25)
-            axis.legend(frameon=False)
-        self.run.save_picture("curves", figure)
+    figure = new_figure(5.2 * len(panels), 3.8)
+    best = trainer.checkpoint_callback
+    for axis, (name, stages) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for stage, points in stages.items():
+            x, y = zip(*points, strict=True)
+            color, marker = {"train": (GREY, ""), "val": (BLUE, "o")}[stage]
+            axis.plot(x, y, color=color, label=stage, lw=1.5, marker=marker if len(x) <= 40 else "", ms=3.5)
+            if f"{stage}/{name}" == best.monitor:
+                i = y.index(max(y) if best.mode == "max" else min(y))
+                axis.plot(x[i], y[i], "o", ms=9, mfc="none", mec=ORANGE, mew=2, label=f"best.ckpt: {y[i]:.4g}")
+        axis.set(title=name, xlabel="epoch", xlim=(0, None))
+        axis.grid(alpha=0.25)
+        axis.legend(frameon=False)
+    run.save_picture("curves", figure)
 
 
 class ClassificationPictures(Callback):

@@ -7,22 +7,45 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 MOST_LINES = 20
 
 
-class EpochLines(Callback):
-    """Prints the epoch's metrics; of a run with many epochs, about twenty of them."""
+class Progress(Callback):
+    """Prints the epoch's metrics, of a run with many epochs about twenty of them, and measures the seconds of training.
+
+    The seconds go with the checkpoint, so that a resumed run tells the whole. (One callback for both: Lightning calls
+    each of them six times a step, which on a small network can be felt.)
+    """
+
+    seconds = 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start, or go on."""
+        self.started = time.perf_counter() - self.seconds
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self.start = time.perf_counter()
+        """Start the epoch's clock."""
+        self.epoch_started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the line."""
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
-        every = max(1, epochs // MOST_LINES)
-        if epoch % every and epoch not in (1, epochs) or not trainer.is_global_zero:
+        if not trainer.is_global_zero or (epoch % max(1, epochs // MOST_LINES) and epoch not in (1, epochs)):
             return
-        metrics = "  ".join(f"{k} {float(v):.4f}" for k, v in sorted(trainer.callback_metrics.items()))
-        line = f"epoch {epoch:>{len(str(epochs))}}/{epochs}  {metrics}  {time.perf_counter() - self.start:.1f} s"
+        metrics = "  ".join(f"{name} {float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items()))
+        seconds = time.perf_counter() - self.epoch_started
+        line = f"epoch {epoch:>{len(str(epochs))}}/{epochs}  {metrics}  {seconds:.1f} s"
         if trainer.progress_bar_callback:
             trainer.progress_bar_callback.print(line)
         else:
             print(line, flush=True)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop."""
+        self.seconds = time.perf_counter() - self.started
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the seconds until now."""
+        return {"seconds": time.perf_counter() - self.started}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Take over the seconds until the checkpoint."""
+        self.seconds = state_dict["seconds"]
+        self.started = time.perf_counter() - self.seconds

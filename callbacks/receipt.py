@@ -18,29 +18,6 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy"
 REPOSITORY = Path(__file__).parent.parent
 
 
-class FitSeconds(Callback):
-    """Measures the seconds of training. They go with the checkpoint, so that a resumed run tells the whole."""
-
-    seconds = 0.0
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start, or go on."""
-        self.started = time.perf_counter() - self.seconds
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop."""
-        self.seconds = time.perf_counter() - self.started
-
-    def state_dict(self) -> dict[str, float]:
-        """Return the seconds until now."""
-        return {"seconds": time.perf_counter() - self.started}
-
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Take over the seconds until the checkpoint."""
-        self.seconds = state_dict["seconds"]
-        self.started = time.perf_counter() - self.seconds
-
-
 class TestCount(Callback):
     """Counts the samples tested, and measures the seconds it takes."""
 
@@ -58,7 +35,7 @@ class TestCount(Callback):
 
 
 def write_receipt(
-    run: Run, experiment, metrics: dict[str, float], trainer: Trainer, seconds: FitSeconds, count: TestCount
+    run: Run, experiment, metrics: dict[str, float], trainer: Trainer, fit_seconds: float, count: TestCount
 ) -> None:
     """Write the receipt of a tested run; the docstring of this file says what for."""
     best = run.folder / "best.ckpt"
@@ -76,7 +53,7 @@ def write_receipt(
         "devices": {"kind": _device_name(trainer), "count": trainer.num_devices, "threads": torch.get_num_threads()},
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
         "git": _git(),
-        "seconds": {"fit": round(seconds.seconds, 3), "test": round(count.seconds, 3)},
+        "seconds": {"fit": round(fit_seconds, 3), "test": round(count.seconds, 3)},
     }
     path = run.folder / "receipt.json"
     temporary = path.with_suffix(".tmp")
