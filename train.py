@@ -4,7 +4,6 @@ python train.py experiments/mnist_mlp.yaml
 python train.py --help
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def train(experiment, resume: Path | None = None) -> None:
     """Fit, test the best checkpoint, write the receipt; `resume` is the folder of a run to go on with."""
     from callbacks.pictures import draw_curves
     from callbacks.progress import Progress
-    from callbacks.receipt import TestCount, write_receipt
+    from callbacks.receipt import CountTested, write_receipt
     from runner.run import Run
 
     last = experiment.load_checkpoint(resume / "last.ckpt") if resume else None
@@ -52,7 +51,7 @@ def train(experiment, resume: Path | None = None) -> None:
     run = Run(resume) if resume else Run.create(experiment.name, experiment.seed)
     try:
         run.begin(experiment, last)
-        progress, count = Progress(), TestCount()
+        progress, count = Progress(), CountTested()
         trainer = fit(experiment, run, progress)
         draw_curves(run, trainer)
         metrics = test(experiment, run.folder / "best.ckpt", run, count)
@@ -101,7 +100,9 @@ def fit(experiment, run, progress):
         raise KeyboardInterrupt(" before an epoch was finished: nothing is kept") from None
     except OSError as error:
         if checkpoint.exists():
-            raise InputError(f"{one_line(error)}; {checkpoint} holds the last finished epoch; to go on: {go_on}") from error
+            raise InputError(
+                f"{one_line(error)}; {checkpoint} holds the last finished epoch; to go on: {go_on}"
+            ) from error
         raise InputError(f"{one_line(error)}, before an epoch was finished") from error
     except Exception:
         if checkpoint.exists():
@@ -135,7 +136,9 @@ def print_what_runs(experiment) -> None:
     model, data = experiment.model, experiment.datamodule
     sizes = "{train:,} to train, {val:,} to validate, {test:,} to test".format(**data.sizes)
     print(f"{type(data).__name__}: {sizes}: {data.source}")
-    print(f"{type(model).__name__}: {sum(p.numel() for p in model.parameters()):,} parameters, seed {experiment.seed}\n")
+    print(
+        f"{type(model).__name__}: {sum(p.numel() for p in model.parameters()):,} parameters, seed {experiment.seed}\n"
+    )
 
 
 def print_metrics(metrics: dict[str, float]) -> None:

@@ -153,7 +153,9 @@ def main() -> int:
     for name, what in (("A", "this project"), ("B", "plain loop"), ("C", "classic"), ("D", "classic, fused")):
         print(f"{name}  {what:14}  {spread(seconds[name])} s")
     for over, under in ("AB", "CA", "DA"):
-        print(f"{over} / {under}            {spread([a / b for a, b in zip(seconds[over], seconds[under], strict=True)])}")
+        print(
+            f"{over} / {under}            {spread([a / b for a, b in zip(seconds[over], seconds[under], strict=True)])}"
+        )
     return 0
 
 

@@ -27,7 +27,9 @@ class _RunCheckpoint(ModelCheckpoint):
 
         Lightning forgets the best score when the folder's path has changed.
         """
-        here = {key: self._here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        here = {
+            key: self._here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")
+        }
         best = {self._here(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **here, "best_k_models": best, "dirpath": self.dirpath})
 

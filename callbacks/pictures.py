@@ -57,7 +57,9 @@ class ClassificationPictures(Callback):
         self.right: list[tuple[Tensor, int, int]] = []
         self.pairs: list[Tensor] = []
 
-    def on_test_batch_end(self, trainer, pl_module, outputs: Tensor, batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_test_batch_end(
+        self, trainer, pl_module, outputs: Tensor, batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Keep every prediction, and the first few pictures of either kind."""
         images, labels = batch  # (B, C, H, W), (B,)
         predicted = outputs.argmax(dim=1)  # (B, K) -> (B,)
@@ -72,7 +74,9 @@ class ClassificationPictures(Callback):
         classes = getattr(trainer.datamodule, "classes", None) or [str(i) for i in range(pl_module.num_classes)]
         labels, predicted = torch.cat(self.pairs, dim=1)  # (N,), (N,)
         share = float((labels != predicted).float().mean())
-        self.run.save_picture("predictions", self._predictions(classes, f"{share:.2%} of {len(labels):,} test pictures wrong"))
+        self.run.save_picture(
+            "predictions", self._predictions(classes, f"{share:.2%} of {len(labels):,} test pictures wrong")
+        )
         self.run.save_picture("confusion_matrix", _confusion_matrix(labels, predicted, classes))
 
     def _predictions(self, classes, title: str):
@@ -102,7 +106,9 @@ def _confusion_matrix(labels: Tensor, predicted: Tensor, classes):
     axis = figure.subplots()
     axis.imshow((share**0.35).numpy(), cmap="Blues", vmin=0, vmax=1)
     axis.set(xlabel="prediction", ylabel="label", title=f"{int(labels.ne(predicted).sum()):,} of {len(labels):,} wrong")
-    axis.set_xticks(range(k), classes, rotation=0 if max(map(len, classes)) <= 3 else 45, ha="center" if k < 11 else "right")
+    axis.set_xticks(
+        range(k), classes, rotation=0 if max(map(len, classes)) <= 3 else 45, ha="center" if k < 11 else "right"
+    )
     axis.set_yticks(range(k), classes)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)

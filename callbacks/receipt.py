@@ -18,7 +18,7 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy"
 REPOSITORY = Path(__file__).parent.parent
 
 
-class TestCount(Callback):
+class CountTested(Callback):
     """Counts the samples tested, and measures the seconds it takes."""
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -35,7 +35,7 @@ class TestCount(Callback):
 
 
 def write_receipt(
-    run: Run, experiment, metrics: dict[str, float], trainer: Trainer, fit_seconds: float, count: TestCount
+    run: Run, experiment, metrics: dict[str, float], trainer: Trainer, fit_seconds: float, count: CountTested
 ) -> None:
     """Write the receipt of a tested run; the docstring of this file says what for."""
     best = run.folder / "best.ckpt"
@@ -43,7 +43,12 @@ def write_receipt(
     receipt = {
         "experiment": experiment.name,
         "metrics": metrics,
-        "checkpoint": {"path": best.name, "sha256": sha256(best), "epoch": saved["epoch"], "step": saved["global_step"]},
+        "checkpoint": {
+            "path": best.name,
+            "sha256": sha256(best),
+            "epoch": saved["epoch"],
+            "step": saved["global_step"],
+        },
         "config_sha256": sha256(run.folder / "config.yaml"),
         "data": experiment.datamodule.describe(),
         "tested": count.samples,
@@ -76,7 +81,9 @@ def _git() -> dict | None:
     """Return the repository's commit, and whether tracked files differ from it; None outside of git."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}

@@ -111,7 +111,9 @@ class _IdxImages(InMemoryDataModule):
             if images.shape[1:] != (28, 28):
                 raise InputError(f"{images_file}: pictures of {tuple(images.shape[1:])} pixels, expected (28, 28)")
             if len(images) != len(labels) or len(labels) == 0:
-                raise InputError(f"{images_file}: {len(images):,} pictures, but {labels_file.name} has {len(labels):,} labels")
+                raise InputError(
+                    f"{images_file}: {len(images):,} pictures, but {labels_file.name} has {len(labels):,} labels"
+                )
             if labels.max() >= len(self.classes):
                 raise InputError(f"{labels_file}: label {int(labels.max())}, expected 0 to {len(self.classes) - 1}")
             tensors += [images.unsqueeze(1), labels]  # (N, 28, 28) -> (N, 1, 28, 28)

@@ -22,7 +22,9 @@ class Task(LightningModule):
         lr_scheduler: from an optimiser to a scheduler that steps once an epoch; None keeps the learning rate.
     """
 
-    def __init__(self, optimizer: OptimizerCallable = torch.optim.Adam, lr_scheduler: LRSchedulerCallable | None = None):
+    def __init__(
+        self, optimizer: OptimizerCallable = torch.optim.Adam, lr_scheduler: LRSchedulerCallable | None = None
+    ):
         super().__init__()
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler

@@ -143,7 +143,9 @@ def _run_folder(path: str) -> Path:
 
 def _checkpoint(path: str) -> Path:
     if "://" in path:
-        raise InputError(f"checkpoint {path} is a URL: download it yourself, look where it comes from, then name the file")
+        raise InputError(
+            f"checkpoint {path} is a URL: download it yourself, look where it comes from, then name the file"
+        )
     file = existing_file(path, "checkpoint", ".ckpt")
     if not zipfile.is_zipfile(file):
         size = os.path.getsize(file)

@@ -128,8 +128,14 @@ class Experiment(LightningCLI):
                 monitors.
         """
         trainer = self.trainer(
-            logger=False, enable_checkpointing=False, enable_progress_bar=False, devices=1, strategy="auto", num_nodes=1,
-            limit_val_batches=1, fast_dev_run=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            devices=1,
+            strategy="auto",
+            num_nodes=1,
+            limit_val_batches=1,
+            fast_dev_run=False,
         )
         try:
             trainer.validate(self.model, self.datamodule, verbose=False)
@@ -164,7 +170,9 @@ class Experiment(LightningCLI):
             raise InputError(f"checkpoint {path} is not one of Lightning's: it has no state_dict")
 
         ours, theirs = self.model.state_dict(), checkpoint["state_dict"]
-        differs = [k for k in {**ours, **theirs} if k not in ours or k not in theirs or ours[k].shape != theirs[k].shape]
+        differs = [
+            k for k in {**ours, **theirs} if k not in ours or k not in theirs or ours[k].shape != theirs[k].shape
+        ]
         if differs:
             name = differs[0]
             shapes = [f"{tuple(d[name].shape)}" if name in d else "nothing" for d in (theirs, ours)]
@@ -195,5 +203,7 @@ def be_quiet() -> None:
 
 def _where(error: BaseException) -> str:
     """Return `file:line: ` of the innermost of our own lines that an error came through."""
-    ours = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(ROOT / "lit_models")]
+    ours = [
+        f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(ROOT / "lit_models")
+    ]
     return f"{os.path.relpath(ours[-1].filename, ROOT)}:{ours[-1].lineno}: " if ours else ""

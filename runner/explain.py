@@ -61,7 +61,9 @@ def explain(message: str, parser: ArgumentParser) -> str:
 
     if expected := re.findall(r"Expected an? (.+?)(?:\. Got value: (.*))?$", message, flags=re.M):
         kinds = dict.fromkeys(_plain(kind) for kind, _ in expected if "NoneType" not in kind and "path" not in kind)
-        values = [value for _, value in expected if value] + re.findall(r"Given value: (.+?)(?:\. Got value.*)?$", message, re.M)
+        values = [value for _, value in expected if value] + re.findall(
+            r"Given value: (.+?)(?:\. Got value.*)?$", message, re.M
+        )
         if not keys or keys[-1] not in ("model", "data"):
             return f"{key}: expected {' or '.join(kinds)}, got {values[0] if values else 'something else'}"
 

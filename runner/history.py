@@ -82,7 +82,12 @@ def read_history(path: Path) -> list[dict]:
         for row in csv.DictReader(file):
             try:
                 rows.append(
-                    {"step": int(row["step"]), "epoch": int(row["epoch"]), "metric": row["metric"], "value": float(row["value"])}
+                    {
+                        "step": int(row["step"]),
+                        "epoch": int(row["epoch"]),
+                        "metric": row["metric"],
+                        "value": float(row["value"]),
+                    }
                 )
             except (TypeError, ValueError):
                 continue

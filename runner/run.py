@@ -1,8 +1,8 @@
 """A run's folder, and the two loggers that write what happens in it.
 
-    runs/mnist_mlp/20261122-031023-s42-5coah8hx/    experiment / time - seed - id
-      config.yaml   metrics.csv   best.ckpt   last.ckpt   receipt.json   pictures/
-    runs/wandb/                                     wandb's own files, all runs together
+runs/mnist_mlp/20261122-031023-s42-5coah8hx/    experiment / time - seed - id
+  config.yaml   metrics.csv   best.ckpt   last.ckpt   receipt.json   pictures/
+runs/wandb/                                     wandb's own files, all runs together
 """
 
 import contextlib

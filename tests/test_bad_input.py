@@ -96,7 +96,11 @@ def edited(tmp_path, *keys: str, value) -> str:
         # wrong types and values
         (("model", "init_args", "sizes"), "wide", ["model.sizes: expected tuple", "wide"]),
         (("model", "init_args", "loss"), "mze", ["model.loss: expected one of 'cross_entropy', 'mse', got mze"]),
-        (("model", "init_args", "optimizer", "init_args", "lr"), "fast", ["model.optimizer.lr: expected float, got fast"]),
+        (
+            ("model", "init_args", "optimizer", "init_args", "lr"),
+            "fast",
+            ["model.optimizer.lr: expected float, got fast"],
+        ),
         (("data", "init_args", "batch_size"), "many", ["data.batch_size: expected int, got many"]),
         (("trainer", "max_epochs"), "three", ["trainer.max_epochs: expected int, got three"]),
         (("trainer", "precision"), "bf17", ["trainer.precision", "'bf16-mixed'", "bf17"]),
@@ -186,7 +190,10 @@ class TestCheckpoints:
 
     def test_of_another_size(self, refused, run):
         line = refused(EXPERIMENT, "--ckpt", str(run / "best.ckpt"))
-        assert "does not fit lit_models.mlp.MLP as configured: layers.1.weight is (16, 784) there and (512, 784) here" in line
+        assert (
+            "does not fit lit_models.mlp.MLP as configured: layers.1.weight is (16, 784) there and (512, 784) here"
+            in line
+        )
         assert str(run / "config.yaml") in line
 
     def test_of_another_model(self, refused, run):

@@ -112,7 +112,9 @@ def test_softmax_regression_has_the_lectures_gradient():
 def test_losses_equal_their_references():
     logits, labels = torch.randn(6, 10), torch.arange(6)
     one_hot = F.one_hot(labels, 10).float()
-    torch.testing.assert_close(MLP(loss="mse").loss(logits, labels), mean_squared_error(logits.flatten(), one_hot.flatten()))
+    torch.testing.assert_close(
+        MLP(loss="mse").loss(logits, labels), mean_squared_error(logits.flatten(), one_hot.flatten())
+    )
     expected = -(F.log_softmax(logits, dim=1) * one_hot).sum(dim=1).mean()
     torch.testing.assert_close(MLP().loss(logits, labels), expected)
 
@@ -133,7 +135,12 @@ def test_train_metrics_are_over_the_samples_since_the_last_log(train):
     from callbacks.seeding import epoch_seed
     from runner.history import read_history
 
-    argv = ("--model.sizes=[784, 10]", "--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0", "--trainer.max_epochs=1")
+    argv = (
+        "--model.sizes=[784, 10]",
+        "--model.optimizer=torch.optim.SGD",
+        "--model.optimizer.lr=0",
+        "--trainer.max_epochs=1",
+    )
     run = train(*argv)
     model = MLP.load_from_checkpoint(run / "best.ckpt", weights_only=True).eval()
     data = MNIST(batch_size=32, val_size=53)

@@ -30,7 +30,10 @@ def draw(tmp_path):
     def call(pairs: list[tuple[int, int]], classes=("cat", "dog", "newt"), channels: int = 1) -> Kept:
         run = Kept(tmp_path)
         callback = ClassificationPictures(run, rows=2, columns=4)
-        trainer, model = SimpleNamespace(datamodule=SimpleNamespace(classes=classes)), SimpleNamespace(num_classes=len(classes))
+        trainer, model = (
+            SimpleNamespace(datamodule=SimpleNamespace(classes=classes)),
+            SimpleNamespace(num_classes=len(classes)),
+        )
         callback.on_test_start(trainer, model)
         for start in range(0, len(pairs), 2):
             labels, predictions = torch.tensor(pairs[start : start + 2]).T

@@ -156,7 +156,11 @@ def test_a_checkpoint_is_on_disk_whole_or_not_at_all(monkeypatch, tmp_path):
 def interrupt(argv: list[str], after: str) -> subprocess.CompletedProcess:
     """Start train.py as a person would, and press Ctrl-C once a line that starts with `after` has appeared."""
     process = subprocess.Popen(
-        [sys.executable, "-u", "train.py", *argv], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-u", "train.py", *argv],
+        cwd=REPOSITORY,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     try:
         for line in process.stdout:

@@ -42,7 +42,11 @@ def test_a_run_leaves_what_the_design_says(train, capsys, small_data):
     assert sorted(p.name for p in run.iterdir()) == [
         "best.ckpt", "config.yaml", "last.ckpt", "metrics.csv", "pictures", "receipt.json",
     ]  # fmt: skip
-    assert sorted(p.name for p in (run / "pictures").iterdir()) == ["confusion_matrix.png", "curves.png", "predictions.png"]
+    assert sorted(p.name for p in (run / "pictures").iterdir()) == [
+        "confusion_matrix.png",
+        "curves.png",
+        "predictions.png",
+    ]
     assert re.fullmatch(r"\d{8}-\d{6}-s42-[a-z0-9]{8}", run.name)
     assert run.parent.name == "mnist_mlp"
 
@@ -157,7 +161,15 @@ def test_the_output_of_a_first_run_fits_on_one_screen_and_warns_of_nothing(tmp_p
 def test_help_is_for_newcomers_and_needs_no_torch():
     code = "import sys, train; code = train.main(['--help']); assert 'torch' not in sys.modules; sys.exit(code)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
-    for words in ("experiments/mnist_mlp.yaml", "--resume", "--ckpt", "DATA_DIR", "RUNS_DIR", "WANDB_MODE", "mnist_softmax.yaml"):
+    for words in (
+        "experiments/mnist_mlp.yaml",
+        "--resume",
+        "--ckpt",
+        "DATA_DIR",
+        "RUNS_DIR",
+        "WANDB_MODE",
+        "mnist_softmax.yaml",
+    ):
         assert words in done.stdout
     assert len(done.stdout.splitlines()) < 60
 

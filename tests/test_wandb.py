@@ -24,7 +24,9 @@ def offline(monkeypatch, tmp_path):
 def inspect(run: Path, *options: str) -> str:
     (file,) = run.parent.parent.glob(f"wandb/offline-run-*-{run.name.rpartition('-')[2]}/*.wandb")
     wandb = Path(sys.executable).with_name("wandb")
-    done = subprocess.run([wandb, "leet", "inspect", *options, "--json", file], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [wandb, "leet", "inspect", *options, "--json", file], capture_output=True, text=True, check=True
+    )
     return done.stdout
 
 
