@@ -5,7 +5,7 @@ Shapes: B batch, C channels, H height, W width, K classes.
 Source: lecture on multi-layer perceptrons.
 """
 
-import itertools
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ class MLP(Classifier):
     def __init__(self, sizes: tuple[int, ...] = (784, 512, 512, 10), dropout: float = 0.0, **task):
         super().__init__(num_classes=sizes[-1], **task)
         layers: list[nn.Module] = [nn.Flatten()]  # (B, C, H, W) -> (B, C*H*W)
-        for n_in, n_out in itertools.pairwise(sizes):
+        for n_in, n_out in pairwise(sizes[:-1]):
             layers += [nn.Linear(n_in, n_out), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
         layers += [nn.Linear(sizes[-2], sizes[-1])]  # no ReLU on the logits: (B, K)
         self.layers = nn.Sequential(*layers)

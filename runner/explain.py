@@ -41,11 +41,10 @@ def explain(message: str, parser: ArgumentParser) -> str:
         module, name = found.groups()
         return f"{key}: there is no {module}.{name}{did_you_mean(name, _classes_near(module))}"
 
-    if found := re.search(r"No module named '([\w.]+)'", message) or re.search(
-        r"Expected a dot import path string: ([\w.]+)", message
-    ):
-        if not re.search(r"Expected a <class '(?:int|float|bool)'>", message):
-            return f"{key}: there is no {classes[-1] if classes else found[1]}{did_you_mean(found[1], _classes_near(found[1].rpartition('.')[0]))}"
+    missing = re.search(r"No module named '([\w.]+)'|Expected a dot import path string: ([\w.]+)", message)
+    if missing and not re.search(r"Expected a <class '(?:int|float|bool)'>", message):
+        path = classes[-1] if classes else missing[1] or missing[2]
+        return f"{key}: there is no {path}{did_you_mean(path, _classes_near(path.rpartition('.')[0]))}"
 
     if "expect one of:\n" in message and "Given value: {" in message:  # a class was wanted
         given = _dict_after(message, "Given value: ")
