@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: the package {error.name} is missing; try: pip install -r requirements.txt", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"\ninterrupted{interrupt}", file=sys.stderr)
+        print(f"\ninterrupted: {interrupt}".rstrip(": "), file=sys.stderr)
         return 130
 
 
@@ -49,26 +49,32 @@ def train(experiment, resume: Path | None = None) -> None:
     experiment.rehearse()  # what does not fit together is found before anything is written
     print_what_runs(experiment)
     run = Run(resume) if resume else Run.create(experiment.name, experiment.seed)
+    progress, count = Progress(), CountTested()
     try:
         run.begin(experiment, last)
-        progress, count = Progress(), CountTested()
         trainer = fit(experiment, run, progress)
         draw_curves(run, trainer)
         metrics = test(experiment, run.folder / "best.ckpt", run, count)
-        run.log_metrics(metrics, trainer.global_step)
-        write_receipt(run, experiment, metrics, trainer, progress.seconds, count)
+        run.log_metrics({**metrics, "epoch": trainer.current_epoch}, trainer.global_step)
+        receipt = write_receipt(run, experiment, metrics, trainer, progress.seconds, count)
     except InputError:
-        if not (run.folder / "last.ckpt").exists():
-            run.discard()
+        how_to_go_on(run)
+        raise
+    except OSError as error:  # such as a full disk
+        raise InputError(f"{one_line(error)}; {how_to_go_on(run)}") from error
+    except (KeyboardInterrupt, SystemExit):  # the latter is Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt(how_to_go_on(run)) from None
+    except Exception:
+        print(how_to_go_on(run), file=sys.stderr)
         raise
     finally:
         run.finish()
     print_metrics(metrics)
-    print_what_next(experiment, run)
+    print_what_next(experiment, run, receipt)
 
 
 def fit(experiment, run, progress):
-    """Train to the end, and return the Trainer; whatever stops it before, say how to go on."""
+    """Train to the end, and return the Trainer."""
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from callbacks.checkpoint import LastCheckpoint
@@ -82,7 +88,6 @@ def fit(experiment, run, progress):
         default_root_dir=str(run.folder),
     )
     checkpoint = run.folder / "last.ckpt"
-    go_on = f"python train.py --resume {run.folder}"
     try:
         trainer.fit(
             experiment.model,
@@ -93,21 +98,6 @@ def fit(experiment, run, progress):
     except MisconfigurationException as error:
         experiment.check_monitor(trainer)
         raise InputError(one_line(error)) from error
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        if checkpoint.exists():
-            raise KeyboardInterrupt(f": {checkpoint} holds the last finished epoch; to go on: {go_on}") from None
-        run.discard()
-        raise KeyboardInterrupt(" before an epoch was finished: nothing is kept") from None
-    except OSError as error:
-        if checkpoint.exists():
-            raise InputError(
-                f"{one_line(error)}; {checkpoint} holds the last finished epoch; to go on: {go_on}"
-            ) from error
-        raise InputError(f"{one_line(error)}, before an epoch was finished") from error
-    except Exception:
-        if checkpoint.exists():
-            print(f"{checkpoint} holds the last finished epoch; to go on: {go_on}", file=sys.stderr)
-        raise
     if not (run.folder / "best.ckpt").exists():
         experiment.check_monitor(trainer)
     return trainer
@@ -147,15 +137,26 @@ def print_metrics(metrics: dict[str, float]) -> None:
     print("\n" + "\n".join(f"{name:{width}}  {value:.4f}" for name, value in sorted(metrics.items())))
 
 
-def print_what_next(experiment, run) -> None:
+def print_what_next(experiment, run, receipt: dict) -> None:
     """Print where the run is, and the next commands to type."""
+    best, seconds = receipt["checkpoint"]["epoch"] + 1, receipt["seconds"]["fit"]
     print(
+        f"\nbest     epoch {best}, by {experiment.checkpoint.monitor}, of {seconds:.0f} s of training"
         f"\nrun      {run.folder}"
         f"\nlook     {run.folder / 'pictures'}"
         f"\ncompare  wandb leet {run.root / 'wandb'}"
         f"\nagain    python train.py {run.folder / 'config.yaml'}"
         f"\nlonger   python train.py --resume {run.folder} --trainer.max_epochs {2 * (experiment.max_epochs or 1)}"
     )
+
+
+def how_to_go_on(run) -> str:
+    """Return how to resume a run that was stopped; one that had not finished an epoch is removed."""
+    if (run.folder / "last.ckpt").exists():
+        checkpoint = run.folder / "last.ckpt"
+        return f"{checkpoint} holds the last finished epoch; to go on: python train.py --resume {run.folder}"
+    run.discard()
+    return "no epoch was finished, and nothing is kept"
 
 
 if __name__ == "__main__":

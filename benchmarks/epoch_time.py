@@ -152,7 +152,7 @@ def main() -> int:
     print(f"\n{arguments.epochs} epochs of each, on {torch.get_num_threads()} threads: median (least to most)")
     for name, what in (("A", "this project"), ("B", "plain loop"), ("C", "classic"), ("D", "classic, fused")):
         print(f"{name}  {what:14}  {spread(seconds[name])} s")
-    for over, under in ("AB", "CA", "DA"):
+    for over, under in ("AB", "CA", "DA", "CB"):
         print(
             f"{over} / {under}            {spread([a / b for a, b in zip(seconds[over], seconds[under], strict=True)])}"
         )

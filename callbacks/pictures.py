@@ -106,9 +106,8 @@ def _confusion_matrix(labels: Tensor, predicted: Tensor, classes):
     axis = figure.subplots()
     axis.imshow((share**0.35).numpy(), cmap="Blues", vmin=0, vmax=1)
     axis.set(xlabel="prediction", ylabel="label", title=f"{int(labels.ne(predicted).sum()):,} of {len(labels):,} wrong")
-    axis.set_xticks(
-        range(k), classes, rotation=0 if max(map(len, classes)) <= 3 else 45, ha="center" if k < 11 else "right"
-    )
+    long = max(map(len, classes)) > 3
+    axis.set_xticks(range(k), classes, rotation=45 if long else 0, ha="right" if long else "center")
     axis.set_yticks(range(k), classes)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)

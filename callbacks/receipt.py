@@ -36,8 +36,8 @@ class CountTested(Callback):
 
 def write_receipt(
     run: Run, experiment, metrics: dict[str, float], trainer: Trainer, fit_seconds: float, count: CountTested
-) -> None:
-    """Write the receipt of a tested run; the docstring of this file says what for."""
+) -> dict:
+    """Write the receipt of a tested run, and return it; the docstring of this file says what for."""
     best = run.folder / "best.ckpt"
     saved = torch.load(best, map_location="cpu", weights_only=True)
     receipt = {
@@ -64,6 +64,7 @@ def write_receipt(
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(receipt, indent=2) + "\n")
     os.replace(temporary, path)
+    return receipt
 
 
 def sha256(path: Path) -> str:

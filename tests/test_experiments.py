@@ -1,0 +1,47 @@
+"""Every experiment there is runs, and says in its header what it is, how to run it, and what was measured."""
+
+import inspect
+import re
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+from test_train import receipt
+
+import datamodules.mnist
+
+EXPERIMENTS = sorted((REPOSITORY / "experiments").glob("*.yaml"))
+SMALL = {"val_size": 53}  # arguments of datamodules that make them small
+
+
+def test_there_are_experiments():
+    assert len(EXPERIMENTS) >= 4
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+class TestExperiment:
+    def test_runs_from_start_to_receipt(self, path, train):
+        module, _, name = yaml.safe_load(path.read_text())["data"]["class_path"].rpartition(".")
+        assert module == datamodules.mnist.__name__
+        accepts = inspect.signature(getattr(datamodules.mnist, name)).parameters
+        small = [f"--data.{key}={value}" for key, value in SMALL.items() if key in accepts]
+        run = train("--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", *small, experiment=str(path), tiny=())
+        assert run.parent.name == path.stem
+        assert receipt(run)["tested"] == receipt(run)["data"]["test"]
+
+    def test_header_names_its_command_and_what_was_measured(self, path):
+        header = re.match(r"(?:#.*\n)+", path.read_text())[0]
+        assert f"#   python train.py experiments/{path.name}\n" in header
+        assert re.search(r"^# Measured: .*\d .* s on 2 CPU cores|not measured", header, flags=re.M)
+
+    def test_readme_says_the_same_number(self, path):
+        readme = (REPOSITORY / "README.md").read_text()
+        (row,) = (line for line in readme.splitlines() if line.startswith("|") and f"experiments/{path.name}" in line)
+        measured = re.findall(r"\d+\.\d+ ± \d+\.\d+ %", path.read_text().partition("Measured:")[2].partition("\n")[0])
+        assert measured
+        assert all(number in row for number in measured)
+
+    def test_says_nothing_that_train_py_says(self, path):
+        config = yaml.safe_load(path.read_text())
+        assert set(config) == {"model", "data", "checkpoint", "trainer"}
+        assert set(config["checkpoint"]) == {"monitor", "mode"}

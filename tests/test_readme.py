@@ -1,0 +1,66 @@
+"""What the README shows works as it stands."""
+
+import re
+import shlex
+import sys
+
+import pytest
+import yaml
+from conftest import REPOSITORY, TINY
+
+import lit_models
+from runner import arguments
+from train import main
+
+README = (REPOSITORY / "README.md").read_text()
+
+
+def block(language: str, containing: str) -> str:
+    (found,) = (b for b in re.findall(rf"```{language}\n(.*?)```", README, flags=re.S) if containing in b)
+    return found
+
+
+def test_the_two_commands_do_all_the_setup():
+    assert "pip install -r requirements.txt && python train.py experiments/mnist_mlp.yaml" in README
+    assert "pip install -r requirements-dev.txt && python -m pytest" in README
+    assert "-r requirements.txt" in (REPOSITORY / "requirements-dev.txt").read_text()
+    assert "pip install -r requirements-dev.txt" in (REPOSITORY / ".ci" / "run").read_text()
+    assert "python -m pytest" in (REPOSITORY / ".ci" / "run").read_text()
+
+
+def test_the_example_of_a_new_model_runs(tmp_path, monkeypatch):
+    package = tmp_path / "new"
+    package.mkdir()
+    (package / "maxout.py").write_text(block("python", "class Maxout"))
+    monkeypatch.setattr(lit_models, "__path__", [*lit_models.__path__, str(package)])
+    experiment = tmp_path / "mnist_maxout.yaml"
+    experiment.write_text(block("yaml", "Maxout"))
+    assert yaml.safe_load(experiment.read_text())["model"]["class_path"] == "lit_models.maxout.Maxout"
+    assert main([str(experiment), *TINY]) == 0
+    (receipt,) = (tmp_path / "runs" / "mnist_maxout").glob("*/receipt.json")
+    monkeypatch.delitem(sys.modules, "lit_models.maxout")
+
+
+COMMANDS = [line for b in re.findall(r"```\n(.*?)```", README, flags=re.S) for line in b.splitlines()]
+
+
+@pytest.mark.parametrize("line", [c for c in COMMANDS if c.lstrip("$ ").startswith("python train.py")])
+def test_commands_name_what_there_is(line):
+    words = shlex.split(line.lstrip("$ "), comments=True)[2:]
+    words = words[: words.index("&&")] if "&&" in words else words
+    if any(word.isupper() or word.startswith("RUN/") for word in words):  # needs a run
+        return
+    assert arguments.parse(words) is not None or "--help" in words
+
+
+def test_every_picture_is_there():
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    assert pictures
+    for picture in pictures:
+        assert (REPOSITORY / picture).is_file()
+
+
+def test_every_model_file_is_in_the_table_of_lectures():
+    files = {path.name for path in (REPOSITORY / "lit_models").glob("*.py")} - {"__init__.py", "tasks.py"}
+    for name in files:
+        assert f"(lit_models/{name})" in README
