@@ -127,13 +127,12 @@ def main() -> int:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=7, help="of each, after one that does not count (default: 7)")
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, help="for the experiment, as on train.py's command line")
-    arguments = parser.parse_args()
+    arguments, overrides = parser.parse_known_args()  # the others are the experiment's, as on train.py's command line
 
     with tempfile.TemporaryDirectory() as runs:
         os.environ |= {"RUNS_DIR": runs, "WANDB_MODE": "offline"}
         epochs = ["--trainer.max_epochs", str(arguments.epochs + 1)]
-        experiment = Experiment(Arguments(EXPERIMENT, "epoch_time", [*arguments.overrides, *epochs]))
+        experiment = Experiment(Arguments(EXPERIMENT, "epoch_time", [*overrides, *epochs]))
         data = experiment.datamodule
         data.prepare_data()
         if not data.folder.exists():

@@ -3,8 +3,27 @@
 import time
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import TQDMProgressBar
 
 MOST_LINES = 20
+
+
+class Bar(TQDMProgressBar):
+    """Lightning's bar, which counts epochs from 1, as the lines above it do."""
+
+    def __init__(self):
+        super().__init__(refresh_rate=10)  # steps; drawing it after each would take as long as a small network's step
+
+    def on_train_epoch_start(self, trainer: Trainer, *_) -> None:
+        """Begin the epoch's bar."""
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}")
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict:
+        """Return what stands behind the bar: not the id of wandb's run."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
 
 
 class Progress(Callback):

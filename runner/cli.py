@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint
+from callbacks.progress import Bar
 from runner.arguments import Arguments
 from runner.errors import InputError, did_you_mean, one_line
 from runner.explain import explain, raised_in_init
@@ -114,7 +114,7 @@ class Experiment(LightningCLI):
         if config["enable_progress_bar"] is None:
             config["enable_progress_bar"] = sys.stdout.isatty()
         if config["enable_progress_bar"] and arguments.get("enable_progress_bar", True):
-            arguments["callbacks"].append(TQDMProgressBar(refresh_rate=10))
+            arguments["callbacks"].append(Bar())
         try:
             return Trainer(**{**config, **arguments})
         except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:

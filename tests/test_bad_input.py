@@ -152,19 +152,21 @@ def test_a_mistake_on_the_command_line(refused, argv, words):
         assert word in line
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, small_data):
+    """The folder of a finished run."""
+    with pytest.MonkeyPatch.context() as patch:
+        runs = tmp_path_factory.mktemp("runs")
+        patch.setenv("RUNS_DIR", str(runs))
+        patch.setenv("WANDB_MODE", "disabled")
+        patch.setenv("DATA_DIR", str(small_data))
+        assert main([EXPERIMENT, *TINY, "--model.sizes=[784, 16, 10]"]) == 0
+        (run,) = runs.glob("mnist_mlp/*")
+        return run
+
+
 class TestCheckpoints:
     """What `--ckpt` and `--resume` refuse."""
-
-    @pytest.fixture(scope="class")
-    def run(self, tmp_path_factory, small_data):
-        with pytest.MonkeyPatch.context() as patch:
-            runs = tmp_path_factory.mktemp("runs")
-            patch.setenv("RUNS_DIR", str(runs))
-            patch.setenv("WANDB_MODE", "disabled")
-            patch.setenv("DATA_DIR", str(small_data))
-            assert main([EXPERIMENT, *TINY, "--model.sizes=[784, 16, 10]"]) == 0
-            (run,) = runs.glob("mnist_mlp/*")
-            return run
 
     def test_does_not_exist(self, refused, run):
         line = refused(EXPERIMENT, "--ckpt", str(run / "bset.ckpt"))

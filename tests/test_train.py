@@ -1,10 +1,15 @@
 """The story of train.py: a run, what it leaves, and the same numbers when it is repeated."""
 
+import fcntl
 import hashlib
 import json
+import os
+import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -156,6 +161,28 @@ def test_the_output_of_a_first_run_fits_on_one_screen_and_warns_of_nothing(tmp_p
     assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("epoch")] == [
         *(f"{i}/10" for i in range(1, 11))
     ]
+
+
+def test_on_a_terminal_there_is_a_bar_below_the_lines():
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    command = [sys.executable, "train.py", "experiments/mnist_mlp.yaml", *TINY]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=theirs, stderr=theirs, stdin=theirs)
+    os.close(theirs)
+    out = b""
+    while True:
+        try:
+            out += os.read(ours, 4096)
+        except OSError:  # the other end is closed
+            break
+    os.close(ours)
+    assert process.wait() == 0
+    text = out.decode()
+    assert re.search(r"epoch 2: +\d+%\|", text)
+    assert "epoch 3:" not in text
+    assert "v_num" not in text
+    assert "epoch 1/2  train/acc" in text
+    assert "test/acc" in text.splitlines()[-9] + text.splitlines()[-10]
 
 
 def test_help_is_for_newcomers_and_needs_no_torch():
