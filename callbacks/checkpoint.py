@@ -23,18 +23,8 @@ class _RunCheckpoint(ModelCheckpoint):
         return type(self).__name__
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state, with its paths pointing into the folder where the run is now.
-
-        Lightning forgets the best score when the folder's path has changed.
-        """
-        here = {
-            key: self._here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")
-        }
-        best = {self._here(path): score for path, score in state_dict["best_k_models"].items()}
-        super().load_state_dict({**state_dict, **here, "best_k_models": best, "dirpath": self.dirpath})
-
-    def _here(self, path: str) -> str:
-        return os.path.join(self.dirpath, os.path.basename(path)) if path else path
+        """Take over the state; Lightning would forget the best score when the folder's path has changed."""
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
 
 class BestCheckpoint(_RunCheckpoint):
