@@ -70,7 +70,9 @@ class _IdxImages(InMemoryDataModule):
             with contextlib.redirect_stdout(io.StringIO()):  # its progress bars are on stderr
                 dataset(self.folder.parent.parent, download=True)
         except (OSError, RuntimeError) as error:
-            self.download_error = one_line(str(error).splitlines()[0])
+            self.download_error = one_line(
+                str(error).strip().splitlines()[-1]
+            )  # torchvision's first lines name the mirrors
             with contextlib.suppress(OSError):
                 self.folder.rmdir()  # only if empty
                 self.folder.parent.rmdir()

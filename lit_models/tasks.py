@@ -54,6 +54,10 @@ class Task(LightningModule):
             config["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": config}
 
+    def on_train_start(self) -> None:
+        """Log at least once an epoch: one shorter than the logging interval could go by without a metric."""
+        self.trainer.log_every_n_steps = min(self.trainer.log_every_n_steps, self.trainer.num_training_batches)
+
     @property
     def is_log_step(self) -> bool:
         """Whether this training step's metrics reach the loggers: every `trainer.log_every_n_steps` steps.

@@ -88,6 +88,11 @@ def test_history_has_every_stage_once_an_epoch_or_every_n_steps(train):
     assert len(steps["test/acc"]) == 1
 
 
+def test_an_epoch_shorter_than_the_logging_interval_is_logged_once(train):
+    run = train("--trainer.log_every_n_steps=50")
+    assert [r["step"] for r in read_history(run / "metrics.csv") if r["metric"] == "train/acc"] == [7, 15]
+
+
 def test_the_same_command_twice_gives_the_same_bits(train):
     assert_same_run(train(*SMALL_NET), train(*SMALL_NET))
 
