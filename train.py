@@ -33,6 +33,10 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: the package {error.name} is missing; try: pip install -r requirements.txt", file=sys.stderr)
         return 2
+    except SystemExit as end:
+        if end.code != 1:
+            raise
+        return 130  # Lightning's answer to Ctrl-C
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted: {interrupt}".rstrip(": "), file=sys.stderr)
         return 130
@@ -43,10 +47,16 @@ def train(experiment, resume: Path | None = None) -> None:
     from callbacks.pictures import draw_curves
     from callbacks.progress import Progress
     from callbacks.receipt import CountTested, write_receipt
+    from runner.checkpoints import check_goes_on, check_same_data, read_checkpoint
     from runner.run import Run
 
-    last = experiment.load_checkpoint(resume / "last.ckpt") if resume else None
+    last = None
+    if resume:
+        last = read_checkpoint(resume / "last.ckpt", experiment.model)
+        check_goes_on(resume, last, experiment.config_yaml())
     experiment.rehearse()  # what does not fit together is found before anything is written
+    if last:
+        check_same_data(last, experiment.datamodule)
     print_what_runs(experiment)
     run = Run(resume) if resume else Run.create(experiment.name, experiment.seed)
     progress, count = Progress(), CountTested()
@@ -68,7 +78,7 @@ def train(experiment, resume: Path | None = None) -> None:
         print(how_to_go_on(run), file=sys.stderr)
         raise
     finally:
-        run.finish()
+        run.finish(exit_code=1 if sys.exc_info()[0] else 0)
     print_metrics(metrics)
     print_what_next(experiment, run, receipt)
 
@@ -81,7 +91,7 @@ def fit(experiment, run, progress):
     from callbacks.seeding import EpochSeeding
 
     best, last = experiment.checkpoint, LastCheckpoint()
-    best.dirpath = last.dirpath = str(run.folder)
+    best.dirpath = last.dirpath = str(run.folder.resolve())
     trainer = experiment.trainer(
         logger=run.loggers,
         callbacks=[EpochSeeding(), progress, best, last],
@@ -96,16 +106,21 @@ def fit(experiment, run, progress):
             weights_only=True,
         )
     except MisconfigurationException as error:
-        experiment.check_monitor(trainer)
+        if "could not find the monitored key" in str(error):
+            experiment.check_logged("checkpoint.monitor", best.monitor, trainer)
         raise InputError(one_line(error)) from error
     if not (run.folder / "best.ckpt").exists():
-        experiment.check_monitor(trainer)
+        if checkpoint.exists():
+            experiment.check_logged("checkpoint.monitor", best.monitor, trainer)
+        raise InputError("training ended before an epoch was finished: there is no best checkpoint to test")
     return trainer
 
 
 def test(experiment, checkpoint: Path, run=None, count=None) -> dict[str, float]:
     """Test a checkpoint on one device, where no sample is counted twice, and return the metrics."""
-    experiment.load_checkpoint(checkpoint)
+    from runner.checkpoints import read_checkpoint
+
+    read_checkpoint(checkpoint, experiment.model)
     pictures = [experiment.model.pictures(run)] if run else []
     trainer = experiment.trainer(
         logger=False,
@@ -114,6 +129,7 @@ def test(experiment, checkpoint: Path, run=None, count=None) -> dict[str, float]
         devices=1,
         num_nodes=1,
         strategy="auto",
+        limit_test_batches=1.0,  # part of a test set is no test
     )
     (metrics,) = trainer.test(
         experiment.model, experiment.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False
@@ -139,14 +155,14 @@ def print_metrics(metrics: dict[str, float]) -> None:
 
 def print_what_next(experiment, run, receipt: dict) -> None:
     """Print where the run is, and the next commands to type."""
-    best, seconds = receipt["checkpoint"]["epoch"] + 1, receipt["seconds"]["fit"]
+    best, trained, seconds = receipt["checkpoint"]["epoch"] + 1, receipt["epochs"], receipt["seconds"]["fit"]
     print(
         f"\nbest     epoch {best}, by {experiment.checkpoint.monitor}, of {seconds:.0f} s of training"
         f"\nrun      {run.folder}"
         f"\nlook     {run.folder / 'pictures'}"
         f"\ncompare  wandb leet {run.root / 'wandb'}"
         f"\nagain    python train.py {run.folder / 'config.yaml'}"
-        f"\nlonger   python train.py --resume {run.folder} --trainer.max_epochs {2 * (experiment.max_epochs or 1)}"
+        f"\nlonger   python train.py --resume {run.folder} --trainer.max_epochs {2 * trained}"
     )
 
 

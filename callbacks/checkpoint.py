@@ -23,8 +23,18 @@ class _RunCheckpoint(ModelCheckpoint):
         return type(self).__name__
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state; Lightning would forget the best score when the folder's path has changed."""
-        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+        """Take over the state, with its paths in the folder as it is called now.
+
+        With another `dirpath` Lightning forgets the best score; and a best.ckpt that it knows under another path, one
+        relative and one absolute, it takes for an older one, and deletes the file.
+        """
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        here = {key: self._here(state_dict[key]) for key in paths}
+        best = {self._here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **here, "best_k_models": best, "dirpath": self.dirpath})
+
+    def _here(self, path: str) -> str:
+        return os.path.join(self.dirpath, os.path.basename(path)) if path else path
 
 
 class BestCheckpoint(_RunCheckpoint):
@@ -45,23 +55,31 @@ class BestCheckpoint(_RunCheckpoint):
 class LastCheckpoint(_RunCheckpoint):
     """Keeps `last.ckpt`: the last finished epoch. (`save_last=True` would save it only when the best improves.)
 
-    Lightning steps a ReduceLROnPlateau after the epoch's checkpoint is written, and not again when the run is resumed
-    from it. So the metric goes with the checkpoint, and the step is made up for.
+    Two things go with it that Lightning's checkpoints lack, for a resumed run to end in the same bits. It steps a
+    ReduceLROnPlateau after the epoch's checkpoint is written, and not again when the run is resumed from it: so the
+    metric is noted, and the step is made up for. And it does not tell that an EarlyStopping had ended the run.
     """
 
     def __init__(self):
         super().__init__("last", save_on_train_epoch_end=True)
         self.missed: dict[str, float] = {}
+        self.stopped = False
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, unless `max_steps` ended the epoch before its last batch: it could not be gone on with from there."""
+        if trainer.fit_loop.epoch_loop.batch_progress.current.ready >= trainer.num_training_batches:
+            super().on_train_epoch_end(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note what the plateau schedulers are about to look at."""
+        """Note what the plateau schedulers are about to look at, and whether this is the end."""
         plateaus = [config for config in trainer.lr_scheduler_configs if config.reduce_on_plateau]
         metrics = trainer.callback_metrics
+        checkpoint["stopped"] = trainer.should_stop
         checkpoint["plateau"] = {c.monitor: float(metrics[c.monitor]) for c in plateaus if c.monitor in metrics}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over the note."""
-        self.missed = checkpoint.get("plateau", {})
+        """Take over the notes."""
+        self.missed, self.stopped = checkpoint.get("plateau", {}), checkpoint.get("stopped", False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make up for the step between the checkpoint and the next epoch."""
@@ -70,6 +88,7 @@ class LastCheckpoint(_RunCheckpoint):
             if config.reduce_on_plateau and config.monitor in self.missed:
                 config.scheduler.step(self.missed[config.monitor])
         self.missed = {}
+        trainer.should_stop = trainer.should_stop or self.stopped
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -1,5 +1,7 @@
 """What a person would rather look at than numbers: `pictures/` in the run's folder, and the same in wandb."""
 
+import math
+
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -15,7 +17,7 @@ def draw_curves(run: Run, trainer: Trainer) -> None:
 
     It is drawn from metrics.csv, so that a resumed run shows the whole.
     """
-    steps = trainer.num_training_batches
+    steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)  # an epoch
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in read_history(run.history.path):
         stage, _, name = row["metric"].partition("/")

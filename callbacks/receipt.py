@@ -49,6 +49,7 @@ def write_receipt(
             "epoch": saved["epoch"],
             "step": saved["global_step"],
         },
+        "epochs": trainer.current_epoch,
         "config_sha256": sha256(run.folder / "config.yaml"),
         "data": experiment.datamodule.describe(),
         "tested": count.samples,

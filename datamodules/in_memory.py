@@ -4,6 +4,7 @@ On small networks the Python around the step is the cost. A `DataLoader` over sa
 them one by one; here a batch is one indexing operation on a uint8 tensor, and normalising it happens on the device.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterator
 
@@ -90,12 +91,21 @@ class InMemoryDataModule(LightningDataModule):
 
     def describe(self) -> dict:
         """What the receipt says of the data: name, source, sizes, and a fingerprint of every sample in its place."""
+        return {"name": type(self).__name__, "source": self.source, "fingerprint": self.fingerprint, **self.sizes}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all samples in their order."""
         digest = hashlib.sha256()
         for dataset in (self.train_set, self.val_set, self.test_set):
             for tensor in dataset.tensors:
                 digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
                 digest.update(tensor.numpy())
-        return {"name": type(self).__name__, "source": self.source, "fingerprint": digest.hexdigest(), **self.sizes}
+        return digest.hexdigest()
+
+    def state_dict(self) -> dict[str, str]:
+        """What checkpoints say of the data; a run is resumed with the same data only."""
+        return {"fingerprint": self.fingerprint, "source": self.source}
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -54,7 +54,7 @@ class _IdxImages(InMemoryDataModule):
     @property
     def folder(self) -> Path:
         """Where the four files are, or are downloaded to."""
-        return Path(os.environ.get("DATA_DIR", "data")) / type(self).__name__ / "raw"
+        return Path(os.environ.get("DATA_DIR") or "data") / type(self).__name__ / "raw"
 
     def prepare_data(self) -> None:
         """Download what is missing; leave it to `setup` to say what could not be had."""
@@ -183,7 +183,10 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     Raises:
         InputError: the file is not in that format, or not as long as its header says.
     """
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     header = 4 + 4 * dimensions
     if len(content) < header or content[:4] != bytes([0, 0, 8, dimensions]):
         raise InputError(f"{path} is not an MNIST file of {dimensions} dimension(s): delete it to download it again")

@@ -10,6 +10,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from lit_models.tasks import Classifier
+from runner.errors import InputError
 
 
 class MLP(Classifier):
@@ -19,9 +20,16 @@ class MLP(Classifier):
         sizes: layer widths, the flattened input first and the number of classes last.
         dropout: share of hidden units set to zero in training.
         task: arguments of `Classifier`.
+
+    Raises:
+        InputError: fewer than two sizes, or one below 1.
     """
 
     def __init__(self, sizes: tuple[int, ...] = (784, 512, 512, 10), dropout: float = 0.0, **task):
+        if len(sizes) < 2 or min(sizes) < 1:
+            raise InputError(
+                f"sizes: the inputs, hidden layers if any, and the classes, each at least 1; got {list(sizes)}"
+            )
         super().__init__(num_classes=sizes[-1], **task)
         layers: list[nn.Module] = [nn.Flatten()]  # (B, C, H, W) -> (B, C*H*W)
         for n_in, n_out in pairwise(sizes[:-1]):

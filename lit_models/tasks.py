@@ -1,5 +1,6 @@
 """What models of one kind share: loss, metrics, steps, optimiser. A model adds its network and its forward pass."""
 
+import math
 import sys
 from typing import Literal
 
@@ -45,27 +46,32 @@ class Task(LightningModule):
         try:
             optimizer = self.optimizer(self.parameters())
             scheduler = self.lr_scheduler(optimizer) if self.lr_scheduler else None
-        except ValueError as error:  # such as a negative learning rate
+        except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # such as a negative learning rate
             raise InputError(f"the optimiser or its scheduler cannot be made: {error}") from error
         if scheduler is None:
             return optimizer
         config = {"scheduler": scheduler}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            config["monitor"] = scheduler.monitor
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            if not isinstance(scheduler, ReduceLROnPlateau):
+                raise InputError(
+                    "lr_scheduler: use pytorch_lightning.cli.ReduceLROnPlateau, and tell it what to monitor"
+                )
+            config |= {"monitor": scheduler.monitor, "frequency": self.trainer.check_val_every_n_epoch or 1}
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def on_train_start(self) -> None:
         """Log at least once an epoch: one shorter than the logging interval could go by without a metric."""
-        self.trainer.log_every_n_steps = min(self.trainer.log_every_n_steps, self.trainer.num_training_batches)
+        steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        self.trainer.log_every_n_steps = min(self.trainer.log_every_n_steps, steps)
 
-    @property
-    def is_log_step(self) -> bool:
-        """Whether this training step's metrics reach the loggers: every `trainer.log_every_n_steps` steps.
+    def is_log_step(self, batch_idx: int) -> bool:
+        """Whether this training batch's metrics reach the loggers: every `trainer.log_every_n_steps` steps.
 
         `self.log` costs about a millisecond here, and what it is given in between goes nowhere.
         """
-        every = self.trainer.log_every_n_steps
-        return bool(every) and (self.global_step + 1) % every == 0
+        trainer, every = self.trainer, self.trainer.log_every_n_steps
+        steps_now = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        return bool(every) and steps_now and (self.global_step + 1) % every == 0
 
 
 class Classifier(Task):
@@ -127,7 +133,7 @@ class Classifier(Task):
         self._loss_sum += loss.detach() * len(labels)
         self._right += (logits.detach().argmax(dim=1) == labels).sum()
         self._samples += len(labels)
-        if self.is_log_step:
+        if self.is_log_step(batch_idx):
             self.log("train/loss", self._loss_sum / self._samples, prog_bar=True)
             self.log("train/acc", self._right / self._samples)
             self._forget_train_samples()

@@ -1,6 +1,7 @@
 """The command line, as far as it can be judged without torch, so that a typo is told in a fraction of a second."""
 
 import os
+import re
 import textwrap
 import zipfile
 from dataclasses import dataclass, field
@@ -82,6 +83,8 @@ def parse(argv: list[str]) -> Arguments | None:
                 raise InputError(f"{key} needs a value")
         if key in ("--ckpt", "--resume"):
             options[key] = value
+        elif key in ("--config", "-c"):
+            raise InputError(f"an experiment is complete in itself: name it without {key}")
         else:
             overrides += [key, value]
 
@@ -117,6 +120,8 @@ def _experiment_name(path: Path) -> str:
     """Return the experiment's name: what a run's config.yaml says, else the file's own name."""
     try:
         content = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise InputError(f"{path}:{mark.line + 1}: not YAML: {error.problem}") from None
@@ -127,8 +132,15 @@ def _experiment_name(path: Path) -> str:
     return str(content.get("experiment") or path.stem)
 
 
+def check_name(name: str) -> str:
+    """Return an experiment's name; raise InputError for one that cannot be a folder's."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise InputError(f"experiment: {name!r} must be made of letters, digits, '_', '-' and '.', to name a folder")
+    return name
+
+
 def _run_folder(path: str) -> Path:
-    folder = Path(path)
+    folder = Path(path).resolve()
     if folder.name in ("last.ckpt", "best.ckpt", "config.yaml"):
         folder = folder.parent
     if not folder.is_dir():

@@ -2,21 +2,19 @@
 
 import logging
 import os
-import re
 import sys
 import traceback
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
 
-import torch
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint
 from callbacks.progress import Bar
-from runner.arguments import Arguments
+from runner.arguments import Arguments, check_name
 from runner.errors import InputError, did_you_mean, one_line
 from runner.explain import explain, raised_in_init
 
@@ -47,7 +45,7 @@ class Experiment(LightningCLI):
             seed_everything_default=42,
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "dump_header": None},
             # the rehearsal takes the place of Lightning's sanity check; train.py prints its own summary
-            trainer_defaults={"num_sanity_val_steps": 0, "enable_model_summary": False},
+            trainer_defaults={"num_sanity_val_steps": 0, "enable_model_summary": False, "devices": 1},
             run=False,
             args=["--config", str(arguments.config), *arguments.overrides],
         )
@@ -69,6 +67,9 @@ class Experiment(LightningCLI):
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             raise InputError(f"{self.arguments.config}: {explain(error.message, parser)}") from None
+        check_name(self.config["experiment"])
+        if not 0 <= self.config["seed_everything"] < 2**32:
+            raise InputError(f"seed_everything must be from 0 to 2^32 - 1, got {self.config['seed_everything']}")
 
     def instantiate_classes(self) -> None:
         """Make model and data; Trainers are made later, one for each thing to do."""
@@ -90,11 +91,6 @@ class Experiment(LightningCLI):
     def seed(self) -> int:
         """The run's seed."""
         return self.config["seed_everything"]
-
-    @property
-    def max_epochs(self) -> int | None:
-        """When training ends, if it ends by epochs."""
-        return self.config["trainer"]["max_epochs"]
 
     def config_yaml(self) -> str:
         """Return the resolved configuration; `python train.py` on it repeats the run."""
@@ -121,12 +117,13 @@ class Experiment(LightningCLI):
             raise InputError(f"trainer: {one_line(error)}") from error
 
     def rehearse(self) -> None:
-        """Validate on one batch before anything is written, as Lightning's sanity check does after.
+        """Find what cannot work before anything is written; one batch is validated, as in Lightning's sanity check.
 
         Raises:
-            InputError: model and data do not fit together, or nothing is logged under the name that `checkpoint:`
-                monitors.
+            InputError: the settings leave nothing to train or to choose from, model and data do not fit together, or
+                something is monitored that nothing logs.
         """
+        self._check_settings()
         trainer = self.trainer(
             logger=False,
             enable_checkpointing=False,
@@ -135,55 +132,46 @@ class Experiment(LightningCLI):
             strategy="auto",
             num_nodes=1,
             limit_val_batches=1,
-            fast_dev_run=False,
         )
         try:
             trainer.validate(self.model, self.datamodule, verbose=False)
         except (RuntimeError, IndexError, TypeError) as error:
             raise InputError(f"model and data do not fit: {_where(error)}{one_line(error)}") from error
-        if not self.checkpoint.monitor.startswith("train/"):
-            self.check_monitor(trainer)
 
-    def check_monitor(self, trainer: Trainer) -> None:
-        """Raise InputError if nothing was logged under the name that `checkpoint:` monitors."""
-        monitor, logged = self.checkpoint.monitor, list(trainer.callback_metrics)
-        if monitor not in logged:
-            raise InputError(f"checkpoint.monitor: {monitor!r} is never logged{did_you_mean(monitor, logged)}")
+        watched = {"checkpoint.monitor": self.checkpoint.monitor}
+        watched |= {f"{type(c).__name__}.monitor": getattr(c, "monitor", None) for c in trainer.callbacks}
+        optimizers = self.model.configure_optimizers()
+        if isinstance(optimizers, dict):
+            watched["lr_scheduler.monitor"] = optimizers["lr_scheduler"].get("monitor")
+        for key, name in watched.items():
+            if name and not name.startswith("train/"):  # nothing was trained yet
+                self.check_logged(key, name, trainer)
 
-    def load_checkpoint(self, path: Path) -> dict:
-        """Read a checkpoint, plain types only, and see that it is of this model.
-
-        Raises:
-            InputError: it is damaged, would run code, or is of another model.
-        """
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            if "Unsupported" in str(error) or "weights_only" in str(error).lower():
-                found = re.search(r"GLOBAL ([\w.]+)", str(error))
-                raise InputError(
-                    f"checkpoint {path} is refused: it holds code ({found[1] if found else 'pickled objects'}), not just "
-                    "weights; nothing of it was run"
-                ) from None
-            raise InputError(f"checkpoint {path} is damaged: {one_line(str(error))[:120]}") from None
-        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-            raise InputError(f"checkpoint {path} is not one of Lightning's: it has no state_dict")
-
-        ours, theirs = self.model.state_dict(), checkpoint["state_dict"]
-        differs = [
-            k for k in {**ours, **theirs} if k not in ours or k not in theirs or ours[k].shape != theirs[k].shape
-        ]
-        if differs:
-            name = differs[0]
-            shapes = [f"{tuple(d[name].shape)}" if name in d else "nothing" for d in (theirs, ours)]
-            made_by = checkpoint.get("hyper_parameters", {}).get("_class_path", "another model")
-            config = path.parent / "config.yaml"
-            hint = f"; its own is {config}" if config.exists() else ""
+    def _check_settings(self) -> None:
+        trainer, monitor = self.config["trainer"], self.checkpoint.monitor
+        if trainer["fast_dev_run"] or trainer["enable_checkpointing"] is False:
             raise InputError(
-                f"checkpoint {path} (of {made_by}) does not fit {self.config['model']['class_path']} as configured: "
-                f"{name} is {shapes[0]} there and {shapes[1]} here{hint}"
+                "trainer: without a checkpoint there is nothing to test; for a quick try: "
+                "--trainer.max_epochs 1 --trainer.limit_train_batches 2"
             )
-        return checkpoint
+        for key in ("max_epochs", "max_steps", "limit_train_batches"):
+            if trainer[key] == 0:
+                raise InputError(f"trainer.{key} is 0: nothing would be trained")
+        if monitor.startswith("val/"):
+            if trainer["limit_val_batches"] == 0:
+                raise InputError(f"trainer.limit_val_batches is 0: there would be no {monitor} to choose the best by")
+            every, epochs = trainer["check_val_every_n_epoch"] or 1, trainer["max_epochs"] or 0
+            if 0 < epochs < every:
+                raise InputError(f"trainer.check_val_every_n_epoch {every}: {epochs} epoch(s) would never be validated")
+        if (size := self.trainer(logger=False, enable_progress_bar=False).world_size) > 1:
+            raise InputError(
+                f"trainer: {size} processes are asked for, and train.py runs in one: set trainer.devices to 1"
+            )
+
+    def check_logged(self, key: str, name: str, trainer: Trainer) -> None:
+        """Raise InputError if nothing was logged under the name that `key` gives."""
+        if name not in trainer.callback_metrics:
+            raise InputError(f"{key}: {name!r} is never logged{did_you_mean(name, trainer.callback_metrics)}")
 
 
 def be_quiet() -> None:
@@ -193,7 +181,7 @@ def be_quiet() -> None:
     for message in (
         ".*does not have many workers.*",  # in-memory data wants none
         "Checkpoint directory .* exists and is not empty",  # it holds config.yaml
-        ".*is smaller than the logging interval.*",  # tiny data; the epoch's metrics are logged all the same
+        ".*is smaller than the logging interval.*",  # the tasks lower the interval to an epoch
         ".*callbacks used to create the checkpoint need to be provided.*",  # testing needs none of them
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # inside Lightning
     ):

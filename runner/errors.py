@@ -27,8 +27,11 @@ def existing_file(path: str | Path, what: str, suffix: str) -> Path:
         InputError: there is no such file; names the nearest `*<suffix>` beside it.
     """
     path = Path(path)
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:
+        raise InputError(f"{what} {str(path)[:100]} cannot be read: {error.strerror}") from None
     if path.is_dir():
         raise InputError(f"{what} {path} is a folder, not a file{_files_in(path, suffix)}")
     folder = path.parent if path.parent.is_dir() else Path(".")

@@ -43,7 +43,7 @@ def explain(message: str, parser: ArgumentParser) -> str:
 
     missing = re.search(r"No module named '([\w.]+)'|Expected a dot import path string: ([\w.]+)", message)
     if missing and not re.search(r"Expected a <class '(?:int|float|bool)'>", message):
-        path = classes[-1] if classes else missing[1] or missing[2]
+        path = missing[2] or (classes[-1] if classes else missing[1])
         return f"{key}: there is no {path}{did_you_mean(path, _classes_near(path.rpartition('.')[0]))}"
 
     if "expect one of:\n" in message and "Given value: {" in message:  # a class was wanted
@@ -56,7 +56,7 @@ def explain(message: str, parser: ArgumentParser) -> str:
     if found := re.search(r"following arguments are required: (.+)", message) or re.search(
         r'Key "([\w.]+)" is required', message
     ):
-        return f"{found[1].strip()} is missing: set it in the experiment's YAML"
+        return f"{'.'.join([*keys, found[1].strip()])} is missing: set it in the experiment's YAML"
 
     if expected := re.findall(r"Expected an? (.+?)(?:\. Got value: (.*))?$", message, flags=re.M):
         kinds = dict.fromkeys(_plain(kind) for kind, _ in expected if "NoneType" not in kind and "path" not in kind)

@@ -78,7 +78,7 @@ def read_history(path: Path) -> list[dict]:
     if not Path(path).exists():
         return []
     rows = []
-    with open(path, newline="") as file:
+    with open(path, newline="", errors="replace") as file:
         for row in csv.DictReader(file):
             try:
                 rows.append(

@@ -18,10 +18,11 @@ from urllib.parse import urlparse
 import yaml
 from pytorch_lightning.loggers import WandbLogger
 
-from runner.errors import InputError, one_line
+from runner.errors import InputError, did_you_mean, one_line
 from runner.history import History
 
 PROJECT = "lightning-lectures"
+MODES = ("online", "offline", "disabled")
 
 
 class Run:
@@ -43,7 +44,7 @@ class Run:
         Raises:
             InputError: the folder cannot be written.
         """
-        root = Path(os.environ.get("RUNS_DIR", "runs"))
+        root = Path(os.environ.get("RUNS_DIR") or "runs")
         run_id = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
         folder = root / experiment / f"{time.strftime('%Y%m%d-%H%M%S')}-s{seed}-{run_id}"
         try:
@@ -57,8 +58,11 @@ class Run:
     def begin(self, experiment, last: dict | None) -> None:
         """Write config.yaml and start the loggers; `last` is the checkpoint that the run goes on from, if it does."""
         config = experiment.config_yaml()
-        (self.folder / "config.yaml").write_text(config)
-        if last:  # what was logged after the checkpoint will be logged again
+        temporary = self.folder / ".config.yaml.tmp"
+        temporary.write_text(config)
+        os.replace(temporary, self.folder / "config.yaml")
+        if last:  # what came after the checkpoint will come again
+            (self.folder / "receipt.json").unlink(missing_ok=True)
             self.history.forget_from(last["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])
         self.wandb = _WandbLogger(
             project=PROJECT,
@@ -95,14 +99,14 @@ class Run:
         if self.wandb:
             self.wandb.log_image(f"pictures/{name}", [str(path)])
 
-    def finish(self) -> None:
-        """End the run in wandb, so that everything is on disk or sent."""
+    def finish(self, exit_code: int = 0) -> None:
+        """End the run in wandb, so that everything is on disk or sent; not 0: it was stopped."""
         if self.wandb and self.wandb.is_started:
-            self.wandb.experiment.finish()
+            self.wandb.experiment.finish(exit_code=exit_code)
 
     def discard(self) -> None:
         """Remove what a run that never began has left."""
-        self.finish()
+        self.finish(exit_code=1)
         shutil.rmtree(self.folder)
         wandb = self.root / "wandb"
         for files in wandb.glob(f"*run-*-{self.id}"):
@@ -142,6 +146,8 @@ class _WandbLogger(WandbLogger):
             except wandb.errors.CommError as error:
                 print(f"W&B: cannot be reached ({one_line(error)}): this run is kept offline")
                 self._wandb_init["mode"] = "offline"
+            except ValueError as error:  # of its settings, such as a WANDB_BASE_URL that is none
+                raise InputError(f"W&B: {one_line(error)}") from None
         return super().experiment
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -153,6 +159,8 @@ class _WandbLogger(WandbLogger):
 def wandb_mode() -> str:
     """Return `WANDB_MODE`, else online if a key is configured, else offline: never a prompt."""
     if mode := os.environ.get("WANDB_MODE"):
+        if mode not in MODES:
+            raise InputError(f"WANDB_MODE: {mode!r} is none of wandb's{did_you_mean(mode, MODES)}")
         return mode
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
     try:

@@ -125,6 +125,38 @@ def edited(tmp_path, *keys: str, value) -> str:
         (("model", "init_args", "sizes"), [784, 5], ["MLP has 5 classes, but MNIST has 10"]),
         (("model", "init_args", "sizes"), [100, 10], ["lit_models/mlp.py:", "mat1 and mat2 shapes"]),
         (("data",), None, ["data is missing"]),
+        (("model", "init_args", "sizes"), [784], ["sizes: the inputs", "[784]"]),
+        (("model", "init_args", "sizes"), [784, 0, 10], ["each at least 1"]),
+        # a scheduler
+        (
+            ("model", "init_args", "lr_scheduler"),
+            {"class_path": "torch.optim.lr_scheduler.StepLR"},
+            ["step_size is missing"],
+        ),
+        (
+            ("model", "init_args", "lr_scheduler"),
+            {"class_path": "torch.optim.lr_scheduler.ReduceLROnPlateau"},
+            ["use pytorch_lightning.cli.ReduceLROnPlateau"],
+        ),
+        (
+            ("model", "init_args", "lr_scheduler"),
+            {"class_path": "pytorch_lightning.cli.ReduceLROnPlateau", "init_args": {"monitor": "val/los"}},
+            ["lr_scheduler.monitor: 'val/los' is never logged", "did you mean 'val/loss'"],
+        ),
+        # settings that leave nothing to test
+        (("trainer", "fast_dev_run"), True, ["--trainer.limit_train_batches 2"]),
+        (("trainer", "max_epochs"), 0, ["trainer.max_epochs is 0: nothing would be trained"]),
+        (("trainer", "max_steps"), 0, ["trainer.max_steps is 0"]),
+        (("trainer", "limit_val_batches"), 0, ["no val/acc to choose the best by"]),
+        (("trainer", "check_val_every_n_epoch"), 3, ["would never be validated"]),
+        (("trainer", "devices"), 2, ["set trainer.devices to 1"]),
+        (
+            ("trainer", "callbacks"),
+            [{"class_path": "EarlyStopping", "init_args": {"monitor": "val/acx"}}],
+            ["EarlyStopping.monitor: 'val/acx' is never logged"],
+        ),
+        (("experiment",), "../../evil", ["to name a folder"]),
+        (("seed_everything",), -1, ["from 0 to 2^32 - 1"]),
     ],
     ids=lambda value: ".".join(value) if isinstance(value, tuple) else None,
 )
@@ -144,6 +176,9 @@ def test_a_mistake_in_the_yaml(refused, tmp_path, keys, value, words):
         (["--trainer.accelerator", "tpu"], ["trainer:"]),
         (["--ckpt", "a.ckpt", "--resume", "b"], ["give one of them"]),
         (["--resume", "runs/nothing"], ["does not exist"]),
+        (["--config", "experiments/mnist_softmax.yaml"], ["complete in itself"]),
+        (["--model.optimizer", "Adm"], ["there is no Adm"]),
+        (["--trainer.max_steps", "2", "--data.val_size", "53"], ["before an epoch was finished"]),
     ],
 )
 def test_a_mistake_on_the_command_line(refused, argv, words):
@@ -206,6 +241,10 @@ class TestCheckpoints:
     def test_no_checkpoint_of_lightnings(self, refused, tmp_path):
         torch.save({"weight": torch.zeros(2)}, tmp_path / "weights.ckpt")
         assert "no state_dict" in refused(EXPERIMENT, "--ckpt", str(tmp_path / "weights.ckpt"))
+        torch.save({"state_dict": {"weight": torch.zeros(2)}}, tmp_path / "weights.ckpt")
+        assert "is not one of Lightning's: it has no epoch" in refused(
+            EXPERIMENT, "--ckpt", str(tmp_path / "weights.ckpt")
+        )
 
     @pytest.mark.parametrize("option", ["--ckpt", "--resume"])
     def test_pickled_code_is_refused_and_not_run(self, refused, run, tmp_path, option):
@@ -292,6 +331,23 @@ def no_network(monkeypatch):
         raise OSError("no network in tests")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
+
+
+def test_a_data_file_that_is_a_folder(refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
+    raw = write_mnist(tmp_path / "data")
+    (raw / "train-images-idx3-ubyte").unlink()
+    (raw / "train-images-idx3-ubyte").mkdir()
+    assert "cannot be read: Is a directory" in refused(EXPERIMENT, *TINY)
+
+
+def test_a_name_too_long_for_a_file(refused):
+    assert "cannot be read" in refused("experiments/" + "x" * 300 + ".yaml")
+
+
+def test_a_wandb_mode_that_is_none(refused, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    assert "did you mean 'offline'" in refused(EXPERIMENT, *TINY)
 
 
 def test_a_runs_folder_that_cannot_be_written(refused, tmp_path, monkeypatch):

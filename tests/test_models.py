@@ -130,7 +130,8 @@ def test_metrics_are_over_samples_not_over_batches(small_data):
     assert metrics["test/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
-def test_train_metrics_are_over_the_samples_since_the_last_log(train):
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_train_metrics_are_over_the_samples_since_the_last_log(train, accumulate):
     """With a learning rate of 0 the train metrics of a window must equal those of the same samples, computed at once."""
     from callbacks.seeding import epoch_seed
     from runner.history import read_history
@@ -141,13 +142,14 @@ def test_train_metrics_are_over_the_samples_since_the_last_log(train):
         "--model.optimizer.lr=0",
         "--trainer.max_epochs=1",
     )
-    run = train(*argv)
+    every = f"--trainer.log_every_n_steps={3 // accumulate}"  # 96 samples
+    run = train(*argv, every, f"--trainer.accumulate_grad_batches={accumulate}")
     model = MLP.load_from_checkpoint(run / "best.ckpt", weights_only=True).eval()
     data = MNIST(batch_size=32, val_size=53)
     data.setup()
     order = torch.randperm(247, generator=torch.Generator().manual_seed(epoch_seed(0)))
     logged = {(r["step"], r["metric"]): r["value"] for r in read_history(run / "metrics.csv")}
-    for step, samples in ((2, order[:96]), (5, order[96:192])):
+    for step, samples in ((3 // accumulate - 1, order[:96]), (6 // accumulate - 1, order[96:192])):
         images, labels = data.train_set[samples]
         logits = model(images.float() / 255)
         assert logged[step, "train/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)

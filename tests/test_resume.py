@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, SMALL_NET, TINY
+from conftest import REPOSITORY, SMALL_NET, TINY, write_mnist
 from test_train import assert_same_run, receipt
 
 import callbacks.checkpoint
@@ -184,3 +184,90 @@ def test_ctrl_c_says_how_to_go_on_and_what_was_trained_is_kept(tmp_path):
     epoch = torch.load(run / "last.ckpt", weights_only=True)["epoch"]
     assert main(["--resume", str(run), "--trainer.max_epochs", str(epoch + 3)]) == 0
     assert receipt(run)["tested"] == 103
+
+
+class TestOtherCircumstances:
+    """A run goes on as it began, or not at all."""
+
+    @pytest.fixture
+    def refused(self, capsys):
+        def call(run: Path, *argv: str) -> str:
+            before = {path: path.read_bytes() for path in run.glob("*.*")}
+            capsys.readouterr()
+            assert main(["--resume", str(run), *argv]) == 2
+            assert {path: path.read_bytes() for path in run.glob("*.*")} == before
+            err = capsys.readouterr().err
+            assert err.count("\n") == 1
+            return err
+
+        return call
+
+    @pytest.mark.parametrize(
+        "override",
+        ["--seed_everything=7", "--data.batch_size=17", "--model.optimizer=torch.optim.SGD", "--checkpoint.mode=min"],
+    )
+    def test_other_settings_are_refused(self, train, refused, override):
+        key = override.partition("=")[0].removeprefix("--").rpartition(".")[2]
+        line = refused(train(*SMALL_NET), override)
+        assert "goes on with the run as it began" in line
+        assert key in line
+
+    def test_fewer_epochs_than_there_are_is_refused(self, train, refused):
+        assert "has 2 epochs already" in refused(train(*SMALL_NET), "--trainer.max_epochs=1")
+
+    def test_other_data_is_refused(self, train, refused, tmp_path, monkeypatch):
+        run = train(*SMALL_NET)
+        write_mnist(tmp_path / "other", seed=5)
+        monkeypatch.setenv("DATA_DIR", str(tmp_path / "other"))
+        assert "began with other data" in refused(run, "--trainer.max_epochs=3")
+
+    def test_a_checkpoint_without_the_loops_state_is_refused(self, train, refused):
+        run = train(*SMALL_NET)
+        saved = torch.load(run / "last.ckpt", weights_only=True)
+        del saved["loops"]
+        torch.save(saved, run / "last.ckpt")
+        assert "it has no loops" in refused(run, "--trainer.max_epochs=3")
+
+    def test_a_relative_runs_folder_and_an_absolute_resume(self, train, monkeypatch, tmp_path):
+        whole = Path(shutil.move(train(*SIX_EPOCHS, tiny=()), tmp_path / "whole"))
+        monkeypatch.setenv("RUNS_DIR", os.path.relpath(tmp_path / "runs"))
+        with monkeypatch.context() as patch:
+            stop_at(patch, epoch=1, batch=0)
+            with pytest.raises(Stop):
+                main([EXPERIMENT, *SIX_EPOCHS])
+        run = only_run(tmp_path)
+        monkeypatch.chdir(run.parent)  # and by its bare name, from beside it
+        assert main(["--resume", run.name]) == 0
+        assert_same_run(whole, run)
+
+    def test_a_run_that_goes_on_has_no_receipt_until_it_is_tested_again(self, train, monkeypatch):
+        run = train(*SMALL_NET)
+        stop_at(monkeypatch, epoch=2, batch=1)
+        with pytest.raises(Stop):
+            main(["--resume", str(run), "--trainer.max_epochs=4"])
+        assert not (run / "receipt.json").exists()
+
+    def test_max_steps_in_mid_epoch_keeps_the_last_whole_one(self, train):
+        run = train(*SMALL_NET, "--trainer.max_epochs=4", "--trainer.max_steps=20")  # 8 steps an epoch
+        assert torch.load(run / "last.ckpt", weights_only=True)["epoch"] == 1
+
+    def test_a_run_that_early_stopping_ended_has_ended(self, train):
+        argv = ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/acc", "--trainer.callbacks.mode=max",
+                "--trainer.callbacks.stopping_threshold=0.01", "--trainer.max_epochs=9"]  # fmt: skip
+        run = train(*SMALL_NET, *argv)
+        epochs = receipt(run)["epochs"]
+        assert epochs < 9
+        assert main(["--resume", str(run)]) == 0
+        assert receipt(run)["epochs"] == epochs
+
+
+def test_accumulated_gradients_resume_to_the_same_bits(train, monkeypatch, tmp_path):
+    argv = [*SIX_EPOCHS, "--trainer.accumulate_grad_batches=3", "--trainer.log_every_n_steps=1"]
+    whole = Path(shutil.move(train(*argv, tiny=()), tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        stop_at(patch, epoch=2, batch=4)
+        with pytest.raises(Stop):
+            main([EXPERIMENT, *argv])
+    run = only_run(tmp_path)
+    assert main(["--resume", str(run)]) == 0
+    assert_same_run(whole, run)

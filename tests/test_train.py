@@ -206,6 +206,10 @@ def test_help_is_for_newcomers_and_needs_no_torch():
     assert len(done.stdout.splitlines()) < 60
 
 
+def test_a_test_is_of_the_whole_test_set(train):
+    assert receipt(train("--trainer.limit_test_batches=1", "--data.eval_batch_size=20"))["tested"] == 103
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
 def test_other_precisions_train_and_are_told_in_the_receipt(train, precision):
     run = train("--trainer.precision", precision)

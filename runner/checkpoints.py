@@ -1,0 +1,97 @@
+"""Checkpoints as they come: read without running anything in them, and held against the model and the run."""
+
+import re
+import zipfile
+from pathlib import Path
+
+import torch
+import yaml
+from pytorch_lightning import LightningDataModule, LightningModule
+
+from runner.errors import InputError, existing_file, one_line
+
+LIGHTNINGS_KEYS = {
+    "state_dict": dict,
+    "epoch": int,
+    "global_step": int,
+    "loops": dict,
+    "pytorch-lightning_version": str,
+}
+
+# What may change when a run goes on: when it ends, where it runs, what is shown. All else makes it another run.
+MAY_CHANGE = re.compile(r"trainer\.(max_epochs|max_time|accelerator|devices|enable_progress_bar)")
+
+
+def read_checkpoint(path: Path, model: LightningModule) -> dict:
+    """Read a checkpoint, plain types only, and see that it is of this model.
+
+    Raises:
+        InputError: it does not exist, is damaged, would run code, or is of another model.
+    """
+    existing_file(path, "checkpoint", ".ckpt")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"checkpoint {path} ({path.stat().st_size:,} bytes) is cut short, or no checkpoint at all")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise InputError(
+                f"checkpoint {path} is refused: it holds code ({found[1]}), not just weights; nothing of it was run"
+            ) from None
+        raise InputError(f"checkpoint {path} is damaged: {one_line(error)[:120]}") from None
+    for key, kind in LIGHTNINGS_KEYS.items():
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
+            raise InputError(f"checkpoint {path} is not one of Lightning's: it has no {key}")
+
+    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    theirs = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in checkpoint["state_dict"].items()}
+    if differs := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]:
+        name = differs[0]
+        hint = f"; its own is {path.parent / 'config.yaml'}" if (path.parent / "config.yaml").exists() else ""
+        raise InputError(
+            f"checkpoint {path} (of {_made_by(checkpoint)}) does not fit {type(model).__module__}.{type(model).__name__} "
+            f"as configured: {name} is {theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here{hint}"
+        )
+    return checkpoint
+
+
+def check_goes_on(folder: Path, checkpoint: dict, config_yaml: str) -> None:
+    """Check that a run would go on as it began.
+
+    Raises:
+        InputError: the configuration is another one, or the run is to end before where it is.
+    """
+    began, goes_on = (_flat(yaml.safe_load(text)) for text in ((folder / "config.yaml").read_text(), config_yaml))
+    for key in sorted({**began, **goes_on}):
+        if began.get(key) != goes_on.get(key) and not MAY_CHANGE.match(key):
+            raise InputError(
+                f"--resume goes on with the run as it began: {key} was {began.get(key)}, not {goes_on.get(key)}; "
+                f"for another run: python train.py {folder / 'config.yaml'} --KEY VALUE"
+            )
+    done, max_epochs = checkpoint["epoch"] + 1, goes_on.get("trainer.max_epochs")
+    if max_epochs is not None and 0 <= max_epochs < done:
+        raise InputError(f"{folder} has {done} epochs already: trainer.max_epochs {max_epochs} is less")
+
+
+def check_same_data(checkpoint: dict, data: LightningDataModule) -> None:
+    """Raise InputError if a run would go on with other data than it began with."""
+    began, now = checkpoint.get(type(data).__qualname__), data.state_dict()
+    if began and began["fingerprint"] != now["fingerprint"]:
+        raise InputError(f"the run began with other data ({began['source']}) than this ({now['source']})")
+
+
+def _made_by(checkpoint: dict) -> str:
+    hyper_parameters = checkpoint.get("hyper_parameters")
+    return (
+        hyper_parameters.get("_class_path", "another model") if isinstance(hyper_parameters, dict) else "another model"
+    )
+
+
+def _flat(config: object, prefix: str = "") -> dict[str, object]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(config, dict) or not config:
+        return {prefix: config}
+    flat = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat
