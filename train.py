@@ -47,16 +47,13 @@ def train(experiment, resume: Path | None = None) -> None:
     from callbacks.pictures import draw_curves
     from callbacks.progress import Progress
     from callbacks.receipt import CountTested, write_receipt
-    from runner.checkpoints import check_goes_on, check_same_data, read_checkpoint
+    from runner.checkpoints import check_goes_on, read_checkpoint
     from runner.run import Run
 
-    last = None
-    if resume:
-        last = read_checkpoint(resume / "last.ckpt", experiment.model)
-        check_goes_on(resume, last, experiment.config_yaml())
+    last = read_checkpoint(resume / "last.ckpt", experiment.model) if resume else None
     experiment.rehearse()  # what does not fit together is found before anything is written
     if last:
-        check_same_data(last, experiment.datamodule)
+        check_goes_on(resume, last, experiment)
     print_what_runs(experiment)
     run = Run(resume) if resume else Run.create(experiment.name, experiment.seed)
     progress, count = Progress(), CountTested()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from pytorch_lightning import LightningDataModule, LightningModule
+from pytorch_lightning import LightningModule
 
 from runner.errors import InputError, existing_file, one_line
 
@@ -55,13 +55,14 @@ def read_checkpoint(path: Path, model: LightningModule) -> dict:
     return checkpoint
 
 
-def check_goes_on(folder: Path, checkpoint: dict, config_yaml: str) -> None:
-    """Check that a run would go on as it began.
+def check_goes_on(folder: Path, checkpoint: dict, experiment) -> None:
+    """Check that the run in `folder` would go on from `checkpoint` as it began.
 
     Raises:
-        InputError: the configuration is another one, or the run is to end before where it is.
+        InputError: configuration or data are other ones, or the run is to end before where it is.
     """
-    began, goes_on = (_flat(yaml.safe_load(text)) for text in ((folder / "config.yaml").read_text(), config_yaml))
+    texts = (folder / "config.yaml").read_text(), experiment.config_yaml()
+    began, goes_on = (_flat(yaml.safe_load(text)) for text in texts)
     for key in sorted({**began, **goes_on}):
         if began.get(key) != goes_on.get(key) and not MAY_CHANGE.match(key):
             raise InputError(
@@ -71,13 +72,10 @@ def check_goes_on(folder: Path, checkpoint: dict, config_yaml: str) -> None:
     done, max_epochs = checkpoint["epoch"] + 1, goes_on.get("trainer.max_epochs")
     if max_epochs is not None and 0 <= max_epochs < done:
         raise InputError(f"{folder} has {done} epochs already: trainer.max_epochs {max_epochs} is less")
-
-
-def check_same_data(checkpoint: dict, data: LightningDataModule) -> None:
-    """Raise InputError if a run would go on with other data than it began with."""
-    began, now = checkpoint.get(type(data).__qualname__), data.state_dict()
-    if began and began["fingerprint"] != now["fingerprint"]:
-        raise InputError(f"the run began with other data ({began['source']}) than this ({now['source']})")
+    data = experiment.datamodule
+    saved, now = checkpoint.get(type(data).__qualname__), data.state_dict()
+    if saved and saved["fingerprint"] != now["fingerprint"]:
+        raise InputError(f"{folder} began with other data ({saved['source']}) than this ({now['source']})")
 
 
 def _made_by(checkpoint: dict) -> str:
