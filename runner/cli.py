@@ -182,6 +182,7 @@ def be_quiet() -> None:
         ".*does not have many workers.*",  # in-memory data wants none
         "Checkpoint directory .* exists and is not empty",  # it holds config.yaml
         ".*is smaller than the logging interval.*",  # the tasks lower the interval to an epoch
+        ".*could not find the monitored key.*",  # train.py says it in a line of its own
         ".*callbacks used to create the checkpoint need to be provided.*",  # testing needs none of them
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # inside Lightning
     ):

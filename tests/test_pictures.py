@@ -10,6 +10,8 @@ from matplotlib.image import imread
 from callbacks.pictures import ClassificationPictures
 from runner.run import Run
 
+pytestmark = pytest.mark.pictures
+
 
 class Kept(Run):
     """A run that keeps its figures."""

@@ -42,6 +42,7 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert receipt(a)["checkpoint"]["step"] == receipt(b)["checkpoint"]["step"]
 
 
+@pytest.mark.pictures
 def test_a_run_leaves_what_the_design_says(train, capsys, small_data):
     run = train()
     assert sorted(p.name for p in run.iterdir()) == [

@@ -30,6 +30,7 @@ def inspect(run: Path, *options: str) -> str:
     return done.stdout
 
 
+@pytest.mark.pictures
 def test_a_run_holds_the_nested_config_the_metrics_and_the_pictures(offline, train):
     run = train()
     summary = json.loads(inspect(run, "--summary"))
