@@ -107,9 +107,8 @@ def fit(experiment, run, progress):
             experiment.check_logged("checkpoint.monitor", best.monitor, trainer)
         raise InputError(one_line(error)) from error
     if not (run.folder / "best.ckpt").exists():
-        if checkpoint.exists():
-            experiment.check_logged("checkpoint.monitor", best.monitor, trainer)
-        raise InputError("training ended before an epoch was finished: there is no best checkpoint to test")
+        experiment.check_logged("checkpoint.monitor", best.monitor, trainer)
+        raise InputError("training ended without a best checkpoint to test")
     return trainer
 
 

@@ -1,6 +1,7 @@
 """Two checkpoints a run: `best.ckpt` by a metric, `last.ckpt` after every epoch. Neither is ever half-written."""
 
 import io
+import math
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,8 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+
+from runner.errors import InputError
 
 
 class _RunCheckpoint(ModelCheckpoint):
@@ -82,8 +85,18 @@ class LastCheckpoint(_RunCheckpoint):
         self.missed, self.stopped = checkpoint.get("plateau", {}), checkpoint.get("stopped", False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make up for the step between the checkpoint and the next epoch."""
+        """Make up for the step between the checkpoint and the next epoch.
+
+        Raises:
+            InputError: `max_steps` would end training before there is anything to save.
+        """
         super().on_train_start(trainer, pl_module)
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        if 0 < trainer.max_steps < steps:
+            raise InputError(
+                f"trainer.max_steps {trainer.max_steps} ends before the first epoch ({steps} steps) and its checkpoint; "
+                "for shorter epochs: --trainer.limit_train_batches"
+            )
         for config in trainer.lr_scheduler_configs:
             if config.reduce_on_plateau and config.monitor in self.missed:
                 config.scheduler.step(self.missed[config.monitor])

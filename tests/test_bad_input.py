@@ -178,7 +178,7 @@ def test_a_mistake_in_the_yaml(refused, tmp_path, keys, value, words):
         (["--resume", "runs/nothing"], ["does not exist"]),
         (["--config", "experiments/mnist_softmax.yaml"], ["complete in itself"]),
         (["--model.optimizer", "Adm"], ["there is no Adm"]),
-        (["--trainer.max_steps", "2", "--data.val_size", "53"], ["before an epoch was finished"]),
+        (["--trainer.max_steps", "2", "--data.val_size", "53"], ["ends before the first epoch (3 steps)"]),
     ],
 )
 def test_a_mistake_on_the_command_line(refused, argv, words):
