@@ -176,6 +176,7 @@ class Experiment(LightningCLI):
 
 def be_quiet() -> None:
     """Silence what libraries print that the user can do nothing about; what matters still shows."""
+    logging.raiseExceptions = False  # on a full disk, wandb's log would print a traceback for each line it cannot write
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import string
+import sys
 import time
 from pathlib import Path
 from urllib.parse import urlparse
@@ -102,7 +103,11 @@ class Run:
     def finish(self, exit_code: int = 0) -> None:
         """End the run in wandb, so that everything is on disk or sent; not 0: it was stopped."""
         if self.wandb and self.wandb.is_started:
-            self.wandb.experiment.finish(exit_code=exit_code)
+            try:
+                self.wandb.experiment.finish(exit_code=exit_code)
+            except Exception as error:  # the disk is full: what matters was said or is done
+                if not exit_code:
+                    print(f"warning: wandb's record of the run is incomplete: {one_line(error)}", file=sys.stderr)
 
     def discard(self) -> None:
         """Remove what a run that never began has left."""

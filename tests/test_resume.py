@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,21 @@ def test_a_plateau_scheduler_survives_a_stop(train, monkeypatch, tmp_path):
     assert_same_run(whole, run)
 
 
+def start(argv: list[str], until: str) -> subprocess.Popen:
+    """Start train.py as a person would, and wait for a line that starts with `until`."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "train.py", *argv],
+        cwd=REPOSITORY,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    for line in process.stdout:
+        if line.startswith(until):
+            return process
+    raise AssertionError(process.communicate()[1])
+
+
 def test_a_full_disk_leaves_the_last_finished_epoch_and_says_how_to_go_on(whole_run, monkeypatch, tmp_path, capsys):
     opened = []
 
@@ -138,6 +154,33 @@ def test_a_full_disk_leaves_the_last_finished_epoch_and_says_how_to_go_on(whole_
     assert_same_run(whole_run, run)
 
 
+def test_a_disk_that_really_fills_up(tmp_path, monkeypatch):
+    disk = tmp_path / "runs"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a small disk: {mounted.stderr.decode().strip()}")
+    try:
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        argv = [EXPERIMENT, *TINY, *SMALL_NET, "--trainer.max_epochs=2000"]
+        process = start(argv, until="epoch  100/")
+        with suppress(OSError), open(disk / "filler", "wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        _, err = process.communicate(timeout=60)
+        (disk / "filler").unlink()
+        run = only_run(tmp_path)
+        assert process.returncode == 2
+        assert err.startswith("error: [Errno 28] No space left on device")
+        assert f"python train.py --resume {run}" in err
+        assert err.count("\n") == 1
+        monkeypatch.setenv("WANDB_MODE", "disabled")
+        epoch = torch.load(run / "last.ckpt", weights_only=True)["epoch"]
+        assert main(["--resume", str(run), "--trainer.max_epochs", str(epoch + 3)]) == 0
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
 def test_a_checkpoint_is_on_disk_whole_or_not_at_all(monkeypatch, tmp_path):
     io = callbacks.checkpoint.AtomicCheckpointIO()
     io.save_checkpoint({"epoch": 1}, tmp_path / "last.ckpt")
@@ -153,34 +196,16 @@ def test_a_checkpoint_is_on_disk_whole_or_not_at_all(monkeypatch, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def interrupt(argv: list[str], after: str) -> subprocess.CompletedProcess:
-    """Start train.py as a person would, and press Ctrl-C once a line that starts with `after` has appeared."""
-    process = subprocess.Popen(
-        [sys.executable, "-u", "train.py", *argv],
-        cwd=REPOSITORY,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        for line in process.stdout:
-            if line.startswith(after):
-                break
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
 def test_ctrl_c_says_how_to_go_on_and_what_was_trained_is_kept(tmp_path):
     argv = [EXPERIMENT, *TINY, *SMALL_NET, "--trainer.max_epochs=2000"]
-    done = interrupt(argv, after="epoch")
+    process = start(argv, until="epoch  100/")
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
     run = only_run(tmp_path)
-    assert done.returncode == 130
-    assert "Traceback" not in done.stderr
-    assert f"python train.py --resume {run}" in done.stderr
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert f"python train.py --resume {run}" in err
     epoch = torch.load(run / "last.ckpt", weights_only=True)["epoch"]
     assert main(["--resume", str(run), "--trainer.max_epochs", str(epoch + 3)]) == 0
     assert receipt(run)["tested"] == 103
