@@ -12,6 +12,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from runner.errors import InputError
+from runner.files import write_whole
 
 
 class _RunCheckpoint(ModelCheckpoint):
@@ -105,23 +106,14 @@ class LastCheckpoint(_RunCheckpoint):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint under a temporary name in the same folder, then moves it over the old one.
+    """Writes a checkpoint whole or not at all.
 
-    A full disk, a power cut or a `kill -9` leaves the old one as it was. (Lightning writes its temporary file to the
-    system's folder for them, and a move from there to another disk is a copy: it can be cut short.)
+    (Lightning writes its temporary file to the system's folder for them, and a move from there to another disk is a
+    copy: it can be cut short.)
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options: Any | None = None) -> None:
         """Save; raises OSError if the disk is full."""
-        path = Path(path)
         content = io.BytesIO()  # torch.save into a full disk dies of an error of its own, which does not say so
         torch.save(checkpoint, content)
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(Path(path), content.getbuffer())

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from runner.files import write_whole
 from runner.run import Run
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy")
@@ -61,10 +61,7 @@ def write_receipt(
         "git": _git(),
         "seconds": {"fit": round(fit_seconds, 3), "test": round(count.seconds, 3)},
     }
-    path = run.folder / "receipt.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(receipt, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_whole(run.folder / "receipt.json", f"{json.dumps(receipt, indent=2)}\n".encode())
     return receipt
 
 

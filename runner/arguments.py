@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from runner.errors import InputError, did_you_mean, existing_file
+from runner.errors import InputError, did_you_mean, existing_file, one_line
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -104,7 +104,7 @@ def parse(argv: list[str]) -> Arguments | None:
     name = _experiment_name(config)
     if resume and experiments and _experiment_name(existing_file(experiments[0], "experiment", ".yaml")) != name:
         raise InputError(f"{resume} is a run of {name}, not of {experiments[0]}")
-    ckpt = _checkpoint(options["--ckpt"]) if "--ckpt" in options else None
+    ckpt = checkpoint_file(options["--ckpt"]) if "--ckpt" in options else None
     return Arguments(config, name, overrides, ckpt, resume)
 
 
@@ -126,7 +126,7 @@ def _experiment_name(path: Path) -> str:
         mark = error.problem_mark or error.context_mark
         raise InputError(f"{path}:{mark.line + 1}: not YAML: {error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: not YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: not an experiment: expected keys such as model:, data:, checkpoint:, trainer:")
     return str(content.get("experiment") or path.stem)
@@ -149,11 +149,12 @@ def _run_folder(path: str) -> Path:
     for file in ("config.yaml", "last.ckpt"):
         if not (folder / file).is_file():
             raise InputError(f"{folder} cannot be resumed: it has no {file}")
-    _checkpoint(str(folder / "last.ckpt"))
+    checkpoint_file(str(folder / "last.ckpt"))
     return folder
 
 
-def _checkpoint(path: str) -> Path:
+def checkpoint_file(path: str) -> Path:
+    """Return a checkpoint's path; raise InputError for a URL, or what is no whole checkpoint as far as torch is not needed."""
     if "://" in path:
         raise InputError(
             f"checkpoint {path} is a URL: download it yourself, look where it comes from, then name the file"

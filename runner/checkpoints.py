@@ -1,14 +1,14 @@
 """Checkpoints as they come: read without running anything in them, and held against the model and the run."""
 
 import re
-import zipfile
 from pathlib import Path
 
 import torch
 import yaml
 from pytorch_lightning import LightningModule
 
-from runner.errors import InputError, existing_file, one_line
+from runner.arguments import checkpoint_file
+from runner.errors import InputError, one_line
 
 LIGHTNINGS_KEYS = {
     "state_dict": dict,
@@ -28,9 +28,7 @@ def read_checkpoint(path: Path, model: LightningModule) -> dict:
     Raises:
         InputError: it does not exist, is damaged, would run code, or is of another model.
     """
-    existing_file(path, "checkpoint", ".ckpt")
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"checkpoint {path} ({path.stat().st_size:,} bytes) is cut short, or no checkpoint at all")
+    checkpoint_file(str(path))
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -10,11 +10,13 @@ metric, rewrites the file for a new one, and deletes it when a folder is used ag
 """
 
 import csv
-import os
+import io
 from pathlib import Path
 
 from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
+
+from runner.files import write_whole
 
 COLUMNS = ("step", "epoch", "metric", "value")
 
@@ -65,12 +67,11 @@ class History(Logger):
     def forget_from(self, step: int) -> None:
         """Drop rows of `step` and later: a run that is resumed from a checkpoint makes them again."""
         rows = [row for row in read_history(self.path) if row["step"] < step]
-        temporary = self.path.with_suffix(".tmp")
-        with open(temporary, "w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows((r["step"], r["epoch"], r["metric"], repr(r["value"])) for r in rows)
-        os.replace(temporary, self.path)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows((r["step"], r["epoch"], r["metric"], repr(r["value"])) for r in rows)
+        write_whole(self.path, text.getvalue().encode())
 
 
 def read_history(path: Path) -> list[dict]:

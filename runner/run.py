@@ -20,6 +20,7 @@ import yaml
 from pytorch_lightning.loggers import WandbLogger
 
 from runner.errors import InputError, did_you_mean, one_line
+from runner.files import write_whole
 from runner.history import History
 
 PROJECT = "lightning-lectures"
@@ -59,9 +60,7 @@ class Run:
     def begin(self, experiment, last: dict | None) -> None:
         """Write config.yaml and start the loggers; `last` is the checkpoint that the run goes on from, if it does."""
         config = experiment.config_yaml()
-        temporary = self.folder / ".config.yaml.tmp"
-        temporary.write_text(config)
-        os.replace(temporary, self.folder / "config.yaml")
+        write_whole(self.folder / "config.yaml", config.encode())
         if last:  # what came after the checkpoint will come again
             (self.folder / "receipt.json").unlink(missing_ok=True)
             self.history.forget_from(last["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])

@@ -17,6 +17,7 @@ from conftest import REPOSITORY, SMALL_NET, TINY, write_mnist
 from test_train import assert_same_run, receipt
 
 import callbacks.checkpoint
+import runner.files
 from lit_models.mlp import MLP
 from runner.history import read_history
 from train import main
@@ -100,17 +101,22 @@ def test_resume_accepts_the_experiment_it_is_a_run_of_and_no_other(train, capsys
     assert "is a run of mnist_mlp" in capsys.readouterr().err
 
 
-def test_a_plateau_scheduler_survives_a_stop(train, monkeypatch, tmp_path):
-    argv = [*SIX_EPOCHS, "--model.lr_scheduler", "pytorch_lightning.cli.ReduceLROnPlateau", "--model.lr_scheduler.monitor",
-            "val/loss", "--model.lr_scheduler.patience", "0", "--model.lr_scheduler.threshold", "0.2"]  # fmt: skip
+def assert_survives_a_stop(argv: list[str], train, monkeypatch, tmp_path: Path, **when) -> None:
+    """Run `argv` once to its end, once with a stop and a resume, and compare."""
     whole = Path(shutil.move(train(*argv, tiny=()), tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        stop_at(patch, epoch=4, batch=2)
+        stop_at(patch, **when)
         with pytest.raises(Stop):
             main([EXPERIMENT, *argv])
     run = only_run(tmp_path)
     assert main(["--resume", str(run)]) == 0
     assert_same_run(whole, run)
+
+
+def test_a_plateau_scheduler_survives_a_stop(train, monkeypatch, tmp_path):
+    argv = [*SIX_EPOCHS, "--model.lr_scheduler", "pytorch_lightning.cli.ReduceLROnPlateau", "--model.lr_scheduler.monitor",
+            "val/loss", "--model.lr_scheduler.patience", "0", "--model.lr_scheduler.threshold", "0.2"]  # fmt: skip
+    assert_survives_a_stop(argv, train, monkeypatch, tmp_path, epoch=4, batch=2)
 
 
 def start(argv: list[str], until: str) -> subprocess.Popen:
@@ -141,7 +147,7 @@ def test_a_full_disk_leaves_the_last_finished_epoch_and_says_how_to_go_on(whole_
         return Full(path, mode) if opened.count(".last.ckpt.tmp") == 3 else open(path, mode)
 
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks.checkpoint, "open", open_on_a_small_disk, raising=False)
+        patch.setattr(runner.files, "open", open_on_a_small_disk, raising=False)
         assert main([EXPERIMENT, *SIX_EPOCHS]) == 2
     run = only_run(tmp_path)
     err = capsys.readouterr().err
@@ -162,8 +168,8 @@ def test_a_disk_that_really_fills_up(tmp_path, monkeypatch):
         pytest.skip(f"needs the right to mount a small disk: {mounted.stderr.decode().strip()}")
     try:
         monkeypatch.setenv("WANDB_MODE", "offline")
-        argv = [EXPERIMENT, *TINY, *SMALL_NET, "--trainer.max_epochs=2000"]
-        process = start(argv, until="epoch  100/")
+        argv = [EXPERIMENT, *TINY, *SMALL_NET, "--trainer.max_epochs=400"]
+        process = start(argv, until="epoch  20/")
         with suppress(OSError), open(disk / "filler", "wb", buffering=0) as filler:
             while True:
                 filler.write(bytes(4096))
@@ -197,8 +203,8 @@ def test_a_checkpoint_is_on_disk_whole_or_not_at_all(monkeypatch, tmp_path):
 
 
 def test_ctrl_c_says_how_to_go_on_and_what_was_trained_is_kept(tmp_path):
-    argv = [EXPERIMENT, *TINY, *SMALL_NET, "--trainer.max_epochs=2000"]
-    process = start(argv, until="epoch  100/")
+    argv = [EXPERIMENT, *TINY, *SMALL_NET, "--trainer.max_epochs=400"]
+    process = start(argv, until="epoch  20/")
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -288,11 +294,4 @@ class TestOtherCircumstances:
 
 def test_accumulated_gradients_resume_to_the_same_bits(train, monkeypatch, tmp_path):
     argv = [*SIX_EPOCHS, "--trainer.accumulate_grad_batches=3", "--trainer.log_every_n_steps=1"]
-    whole = Path(shutil.move(train(*argv, tiny=()), tmp_path / "whole"))
-    with monkeypatch.context() as patch:
-        stop_at(patch, epoch=2, batch=4)
-        with pytest.raises(Stop):
-            main([EXPERIMENT, *argv])
-    run = only_run(tmp_path)
-    assert main(["--resume", str(run)]) == 0
-    assert_same_run(whole, run)
+    assert_survives_a_stop(argv, train, monkeypatch, tmp_path, epoch=2, batch=4)
