@@ -85,13 +85,14 @@ def fit(experiment, run, progress):
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from callbacks.checkpoint import LastCheckpoint
+    from callbacks.progress import LearningRate
     from callbacks.seeding import EpochSeeding
 
     best, last = experiment.checkpoint, LastCheckpoint()
     best.dirpath = last.dirpath = str(run.folder.resolve())
     trainer = experiment.trainer(
         logger=run.loggers,
-        callbacks=[EpochSeeding(), progress, best, last],
+        callbacks=[EpochSeeding(), *([LearningRate()] if experiment.model.lr_scheduler else []), progress, best, last],
         default_root_dir=str(run.folder),
     )
     checkpoint = run.folder / "last.ckpt"
@@ -136,7 +137,8 @@ def test(experiment, checkpoint: Path, run=None, count=None) -> dict[str, float]
 def print_what_runs(experiment) -> None:
     """Print which data was found, and what is trained on it."""
     model, data = experiment.model, experiment.datamodule
-    sizes = "{train:,} to train, {val:,} to validate, {test:,} to test".format(**data.sizes)
+    verbs = {"train": "to train", "val": "to validate", "test": "to test"}
+    sizes = ", ".join(f"{size:,} {verbs[name]}" for name, size in data.sizes.items() if size)
     print(f"{type(data).__name__}: {sizes}: {data.source}")
     print(
         f"{type(model).__name__}: {sum(p.numel() for p in model.parameters()):,} parameters, seed {experiment.seed}\n"
@@ -145,8 +147,10 @@ def print_what_runs(experiment) -> None:
 
 def print_metrics(metrics: dict[str, float]) -> None:
     """Print a short table."""
+    from callbacks.progress import short
+
     width = max(map(len, metrics))
-    print("\n" + "\n".join(f"{name:{width}}  {value:.4f}" for name, value in sorted(metrics.items())))
+    print("\n" + "\n".join(f"{name:{width}}  {short(value)}" for name, value in sorted(metrics.items())))
 
 
 def print_what_next(experiment, run, receipt: dict) -> None:

@@ -25,6 +25,8 @@ def draw_curves(run: Run, trainer: Trainer) -> None:
             panels.setdefault(name, {}).setdefault(stage, []).append(((row["step"] + 1) / steps, row["value"]))
     if not panels:
         return
+    if "lr" in panels:
+        panels["lr"] = panels.pop("lr")  # last: beside the loss, not before it
 
     figure = new_figure(5.2 * len(panels), 3.8)
     best = trainer.checkpoint_callback
@@ -36,7 +38,9 @@ def draw_curves(run: Run, trainer: Trainer) -> None:
             if f"{stage}/{name}" == best.monitor:
                 i = y.index(max(y) if best.mode == "max" else min(y))
                 axis.plot(x[i], y[i], "o", ms=9, mfc="none", mec=ORANGE, mew=2, label=f"best.ckpt: {y[i]:.4g}")
-        axis.set(title=name, xlabel="epoch", xlim=(0, None))
+        values = [value for points in stages.values() for _, value in points]
+        scale = "log" if name == "mse" and 0 < 30 * min(values) < max(values) else "linear"  # squares span decades
+        axis.set(title=name, xlabel="epoch", xlim=(0, None), yscale=scale)
         axis.grid(alpha=0.25)
         axis.legend(frameon=False)
     run.save_picture("curves", figure)
@@ -120,6 +124,58 @@ def _confusion_matrix(labels: Tensor, predicted: Tensor, classes):
                     color = "white" if share[i, j] > 0.3 else "black"
                     axis.text(j, i, f"{int(counts[i, j])}", ha="center", va="center", fontsize=8, color=color)
     return figure
+
+
+class RegressionPictures(Callback):
+    """`fit.png`. With one input: the points, and the fitted curve through them; else predictions against targets.
+
+    Args:
+        run: where the picture goes.
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with nothing."""
+        self.tested: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def on_test_batch_end(
+        self, trainer, pl_module, outputs: Tensor, batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keep inputs (B, D), targets (B, K) and predictions (B, K)."""
+        self.tested.append(tuple(t.float().cpu() for t in (*batch, outputs)))
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw."""
+        inputs, targets, predictions = (torch.cat(parts) for parts in zip(*self.tested, strict=True))
+        mse = float((predictions - targets).square().mean())
+        figure = new_figure(6.4, 4.4)
+        axis = figure.subplots()
+        if inputs.shape[1] == targets.shape[1] == 1:
+            self._curve(axis, inputs, targets, trainer.datamodule, pl_module)
+            axis.set(xlabel="x", ylabel="y", title=f"mean squared error on the test points {mse:.4g}")
+            axis.legend(frameon=False)
+        else:
+            ends = [float(targets.min()), float(targets.max())]
+            axis.plot(ends, ends, color=GREY, lw=1)
+            axis.plot(targets.flatten(), predictions.flatten(), ".", color=BLUE, ms=4, alpha=0.7)
+            axis.set(xlabel="target", ylabel="prediction", title=f"mean squared error {mse:.4g}")
+        axis.grid(alpha=0.25)
+        self.run.save_picture("fit", figure)
+
+    @staticmethod
+    def _curve(axis, inputs: Tensor, targets: Tensor, data, model: LightningModule) -> None:
+        train_x, train_y = (t.float() for t in data.train_set.tensors)
+        every = torch.cat([train_x, inputs])
+        x = torch.linspace(float(every.min()), float(every.max()), 400).unsqueeze(1)  # (400, 1)
+        y = model(x.to(model.device, model.dtype)).float().cpu()  # (400, 1)
+        size = 5 if len(every) <= 300 else 2
+        dots = {"ls": "", "marker": "o", "ms": size, "mew": 0}
+        axis.plot(inputs, targets, color=BLUE, alpha=0.35, label=f"{len(inputs):,} points to test", **dots)
+        axis.plot(train_x, train_y, color="#3c4148", alpha=0.7, label=f"{len(train_x):,} points to train", **dots)
+        axis.plot(x, data.law(x), "--", color="black", lw=1.2, label="the law behind them") if data.law else None
+        axis.plot(x, y, color=ORANGE, lw=2.2, label="the model")
 
 
 def new_figure(width: float, height: float):

@@ -1,9 +1,9 @@
-"""One line an epoch, on a terminal above Lightning's bar, elsewhere (a file, a batch job) in its place."""
+"""What a run says of itself as it goes: a line an epoch, Lightning's bar below it on a terminal, the learning rate."""
 
 import time
 
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks import LearningRateMonitor, TQDMProgressBar
 
 MOST_LINES = 20
 
@@ -24,6 +24,14 @@ class Bar(TQDMProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
+
+
+class LearningRate(LearningRateMonitor):
+    """Lightning's monitor, which tells its loggers no epoch: metrics.csv has a column for it."""
+
+    def _extract_stats(self, trainer: Trainer, interval: str) -> dict[str, float]:
+        stats = super()._extract_stats(trainer, interval)
+        return {**stats, "epoch": trainer.current_epoch} if stats else {}
 
 
 class Progress(Callback):
@@ -48,9 +56,10 @@ class Progress(Callback):
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
         if not trainer.is_global_zero or (epoch % max(1, epochs // MOST_LINES) and epoch not in (1, epochs)):
             return
-        metrics = "  ".join(f"{name} {float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items()))
+        metrics = "  ".join(f"{name} {short(float(value))}" for name, value in sorted(trainer.callback_metrics.items()))
         seconds = time.perf_counter() - self.epoch_started
-        line = f"epoch {epoch:>{len(str(epochs))}}/{epochs}  {metrics}  {seconds:.1f} s"
+        took = f"{seconds:.1f} s" if seconds >= 0.1 else f"{1000 * seconds:.0f} ms"
+        line = f"epoch {epoch:>{len(str(epochs))}}/{epochs}  {metrics}  {took}"
         if trainer.progress_bar_callback:
             trainer.progress_bar_callback.print(line)
         else:
@@ -68,3 +77,8 @@ class Progress(Callback):
         """Take over the seconds until the checkpoint."""
         self.seconds = state_dict["seconds"]
         self.started = time.perf_counter() - self.seconds
+
+
+def short(value: float) -> str:
+    """Return a metric as a person wants to read it: four decimals, or powers of ten where these would hide it."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"

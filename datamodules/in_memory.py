@@ -59,7 +59,7 @@ class EpochShuffle(Sampler[int]):
 
 
 class InMemoryDataModule(LightningDataModule):
-    """A subclass's `setup` sets `train_set`, `val_set`, `test_set` and `source`.
+    """A subclass's `setup` sets `train_set`, `test_set`, `source` and, if there is something to validate on, `val_set`.
 
     Args:
         batch_size: samples in a training batch.
@@ -67,7 +67,7 @@ class InMemoryDataModule(LightningDataModule):
     """
 
     train_set: InMemoryDataset | None = None
-    val_set: InMemoryDataset
+    val_set: InMemoryDataset | None = None
     test_set: InMemoryDataset
     source: str
 
@@ -81,13 +81,18 @@ class InMemoryDataModule(LightningDataModule):
         """Shuffled batches."""
         return self._loader(self.train_set, self.batch_size, EpochShuffle(len(self.train_set)))
 
-    def val_dataloader(self) -> DataLoader:
-        """Large batches in order."""
-        return self._loader(self.val_set, self.eval_batch_size)
+    def val_dataloader(self) -> DataLoader | list:
+        """Large batches in order; an empty list leaves validation out."""
+        return self._loader(self.val_set, self.eval_batch_size) if self.val_set else []
 
     def test_dataloader(self) -> DataLoader:
         """Large batches in order."""
         return self._loader(self.test_set, self.eval_batch_size)
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> tuple[Tensor, ...]:
+        """Turn floats to the model's kind of float: the data is kept as exact as it came."""
+        dtype = self.trainer.lightning_module.dtype
+        return tuple(t.to(dtype) if t.is_floating_point() else t for t in batch)
 
     def describe(self) -> dict:
         """What the receipt says of the data: name, source, sizes, and a fingerprint of every sample in its place."""
@@ -97,10 +102,10 @@ class InMemoryDataModule(LightningDataModule):
     def fingerprint(self) -> str:
         """SHA-256 of all samples in their order."""
         digest = hashlib.sha256()
-        for dataset in (self.train_set, self.val_set, self.test_set):
+        for dataset in filter(None, (self.train_set, self.val_set, self.test_set)):
             for tensor in dataset.tensors:
                 digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-                digest.update(tensor.numpy())
+                digest.update(tensor.contiguous().numpy())
         return digest.hexdigest()
 
     def state_dict(self) -> dict[str, str]:
@@ -110,7 +115,8 @@ class InMemoryDataModule(LightningDataModule):
     @property
     def sizes(self) -> dict[str, int]:
         """Samples in each set."""
-        return {"train": len(self.train_set), "val": len(self.val_set), "test": len(self.test_set)}
+        sets = {"train": self.train_set, "val": self.val_set or (), "test": self.test_set}
+        return {name: len(dataset) for name, dataset in sets.items()}
 
     @staticmethod
     def _loader(dataset: InMemoryDataset, batch_size: int, sampler: Sampler | None = None) -> DataLoader:

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor
+from torchmetrics import MeanAbsoluteError, MeanSquaredError
 from torchmetrics.classification import MulticlassAccuracy
 
-from callbacks.pictures import ClassificationPictures
+from callbacks.pictures import ClassificationPictures, RegressionPictures
 from runner.errors import InputError
 
 
@@ -20,15 +21,21 @@ class Task(LightningModule):
 
     Args:
         optimizer: from parameters to an optimiser; in an experiment, a class path and its arguments.
-        lr_scheduler: from an optimiser to a scheduler that steps once an epoch; None keeps the learning rate.
+        lr_scheduler: from an optimiser to a scheduler; None keeps the learning rate.
+        lr_interval: whether the scheduler steps once an epoch, or once a step.
     """
 
     def __init__(
-        self, optimizer: OptimizerCallable = torch.optim.Adam, lr_scheduler: LRSchedulerCallable | None = None
+        self,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["epoch", "step"] = "epoch",
     ):
         super().__init__()
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.lr_interval = lr_interval
+        self._forget_train_samples()
 
         # Hyperparameters are the arguments of the model's own class, so that load_from_checkpoint can call it: look
         # from here outwards for the outermost __init__ of this object.
@@ -50,11 +57,15 @@ class Task(LightningModule):
             raise InputError(f"the optimiser or its scheduler cannot be made: {error}") from error
         if scheduler is None:
             return optimizer
-        config = {"scheduler": scheduler}
+        config = {"scheduler": scheduler, "interval": self.lr_interval, "name": "train/lr"}
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             if not isinstance(scheduler, ReduceLROnPlateau):
                 raise InputError(
                     "lr_scheduler: use pytorch_lightning.cli.ReduceLROnPlateau, and tell it what to monitor"
+                )
+            if self.lr_interval == "step":
+                raise InputError(
+                    "lr_interval: ReduceLROnPlateau looks at an epoch's metric: it needs lr_interval epoch"
                 )
             config |= {"monitor": scheduler.monitor, "frequency": self.trainer.check_val_every_n_epoch or 1}
         return {"optimizer": optimizer, "lr_scheduler": config}
@@ -71,7 +82,35 @@ class Task(LightningModule):
         """
         trainer, every = self.trainer, self.trainer.log_every_n_steps
         steps_now = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
-        return bool(every) and steps_now and (self.global_step + 1) % every == 0
+        step = (
+            trainer.fit_loop.epoch_loop._batches_that_stepped
+        )  # the loggers' step; global_step counts every optimiser's
+        return bool(every) and steps_now and (step + 1) % every == 0
+
+    def log_train(self, batch_idx: int, samples: int, **sums: Tensor) -> None:
+        """Log `train/<name>` at a log step: the mean over the samples since the last one.
+
+        Sums here and a division at a log step: a torchmetrics update would cost more than the sums.
+
+        Args:
+            batch_idx: of this batch.
+            samples: in this batch.
+            sums: of a metric over the batch's samples; the first is shown behind the progress bar.
+        """
+        self._train_samples += samples
+        for name, value in sums.items():
+            self._train_sums[name] = self._train_sums.get(name, 0) + value.detach()
+        if self.is_log_step(batch_idx):
+            for i, (name, value) in enumerate(self._train_sums.items()):
+                self.log(f"train/{name}", value / self._train_samples, prog_bar=i == 0)
+            self._forget_train_samples()
+
+    def on_train_epoch_start(self) -> None:
+        """Count a new epoch's samples from zero, as a run resumed here does."""
+        self._forget_train_samples()
+
+    def _forget_train_samples(self) -> None:
+        self._train_samples, self._train_sums = 0, {}
 
 
 class Classifier(Task):
@@ -84,7 +123,7 @@ class Classifier(Task):
         num_classes: K.
         loss: `cross_entropy` of the softmax of the logits, or `mse`: the mean over B x K of the squared difference
             between the logits and the one-hot labels.
-        optimizer, lr_scheduler: see `Task`.
+        task: arguments of `Task`.
     """
 
     tag = "classification"
@@ -94,15 +133,13 @@ class Classifier(Task):
         self,
         num_classes: int,
         loss: Literal["cross_entropy", "mse"] = "cross_entropy",
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        **task,
     ):
-        super().__init__(optimizer, lr_scheduler)
+        super().__init__(**task)
         self.num_classes = num_classes
         self.loss_name = loss
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_acc = self.val_acc.clone()
-        self._forget_train_samples()
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss of logits (B, K) for labels (B,): a scalar, the batch's mean."""
@@ -121,22 +158,13 @@ class Classifier(Task):
             data = type(self.trainer.datamodule).__name__
             raise InputError(f"{type(self).__name__} has {self.num_classes} classes, but {data} has {len(classes)}")
 
-    def on_train_epoch_start(self) -> None:
-        """Count a new epoch's samples from zero, as a run resumed here does."""
-        self._forget_train_samples()
-
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss. Sums here and a division at a log step: a torchmetrics update would cost more than the sums."""
+        """Return the loss."""
         images, labels = batch
         logits = self(images)  # (B, C, H, W) -> (B, K)
         loss = self.loss(logits, labels)
-        self._loss_sum += loss.detach() * len(labels)
-        self._right += (logits.detach().argmax(dim=1) == labels).sum()
-        self._samples += len(labels)
-        if self.is_log_step(batch_idx):
-            self.log("train/loss", self._loss_sum / self._samples, prog_bar=True)
-            self.log("train/acc", self._right / self._samples)
-            self._forget_train_samples()
+        right = (logits.detach().argmax(dim=1) == labels).sum()
+        self.log_train(batch_idx, len(labels), loss=loss * len(labels), acc=right)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -155,5 +183,91 @@ class Classifier(Task):
         self.log(f"{stage}/acc", accuracy, batch_size=len(labels))
         return logits
 
-    def _forget_train_samples(self) -> None:
-        self._loss_sum, self._right, self._samples = 0.0, 0, 0
+
+class Regressor(Task):
+    """Inputs (B, D) to numbers (B, K), by squared error.
+
+    A subclass's forward maps (B, D) to (B, K). Batches are (inputs, targets). The loss is the mean over B x K of the
+    squared difference, so it is logged as what it is: `mse`; beside it `mae`, the mean absolute difference.
+    `train/mse` is over the samples since the last log; those of `val` and `test` are over the whole set.
+
+    Args:
+        task: arguments of `Task`.
+    """
+
+    tag = "regression"
+    pictures = RegressionPictures
+
+    def __init__(self, **task):
+        super().__init__(**task)
+        self.val_mse, self.val_mae = MeanSquaredError(), MeanAbsoluteError()
+        self.test_mse, self.test_mae = self.val_mse.clone(), self.val_mae.clone()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss."""
+        inputs, targets = batch
+        loss = F.mse_loss(self(inputs), targets)
+        self.log_train(batch_idx, len(targets), mse=loss * len(targets))
+        return loss
+
+    def double(self):
+        """Compute in double precision, as Lightning's `64-true` does; torchmetrics' sums follow only if they are told."""
+        for metric in (self.val_mse, self.val_mae, self.test_mse, self.test_mae):
+            metric.set_dtype(torch.float64)
+        return super().double()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Add a batch to `val/mse` and `val/mae`."""
+        self._evaluate(batch, "val", self.val_mse, self.val_mae)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Add a batch to `test/mse` and `test/mae`; return the predictions (B, K), for the pictures."""
+        return self._evaluate(batch, "test", self.test_mse, self.test_mae)
+
+    def _evaluate(self, batch, stage: str, mse: MeanSquaredError, mae: MeanAbsoluteError) -> Tensor:
+        inputs, targets = batch
+        predictions = self(inputs).to(targets.dtype)  # under bf16-mixed they come in bfloat16
+        for name, metric in (("mse", mse), ("mae", mae)):
+            metric.update(predictions.flatten(), targets.flatten())
+            self.log(f"{stage}/{name}", metric, batch_size=len(targets))
+        return predictions
+
+
+class RegressorByHand(Regressor):
+    """A regressor whose lecture does without an optimiser: `descend` finds the gradients and moves the parameters.
+
+    It is run as the step of an optimiser that does nothing else, so that Lightning counts it: without a step counted
+    there would be no checkpoint (`ModelCheckpoint` saves nothing new while `global_step` stands still).
+
+    Args:
+        lr: learning rate.
+    """
+
+    def __init__(self, lr: float):
+        if not lr > 0:
+            raise InputError(f"lr: the learning rate must be above 0, got {lr}")
+        super().__init__()
+        self.lr = lr
+        self.automatic_optimization = False
+
+    def descend(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Move the parameters by one step of gradient descent; return the predictions (B, K) from before it."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Make the optimiser whose step is `descend`."""
+        return _CountedStep(self.parameters())
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Take the step."""
+        inputs, targets = batch
+        predictions = self.optimizers().step(lambda: self.descend(inputs, targets)).detach()
+        self.log_train(batch_idx, len(targets), mse=F.mse_loss(predictions, targets) * len(targets))
+
+
+class _CountedStep(torch.optim.Optimizer):
+    def __init__(self, parameters):
+        super().__init__(parameters, defaults={})
+
+    def step(self, closure):
+        return closure()

@@ -1,6 +1,7 @@
 """An experiment's YAML, made into objects by LightningCLI."""
 
 import logging
+import math
 import os
 import sys
 import traceback
@@ -119,6 +120,8 @@ class Experiment(LightningCLI):
     def rehearse(self) -> None:
         """Find what cannot work before anything is written; one batch is validated, as in Lightning's sanity check.
 
+        (Where there is no validation set, the batch is one of the test set, and what comes of it is not looked at.)
+
         Raises:
             InputError: the settings leave nothing to train or to choose from, model and data do not fit together, or
                 something is monitored that nothing logs.
@@ -132,9 +135,14 @@ class Experiment(LightningCLI):
             strategy="auto",
             num_nodes=1,
             limit_val_batches=1,
+            limit_test_batches=1,
+            inference_mode=False,  # torchmetrics would keep sums from it that fit cannot add to
         )
+        self.datamodule.prepare_data()
+        self.datamodule.setup()
+        has_val = self.datamodule.sizes["val"] > 0
         try:
-            trainer.validate(self.model, self.datamodule, verbose=False)
+            (trainer.validate if has_val else trainer.test)(self.model, self.datamodule, verbose=False)
         except (RuntimeError, IndexError, TypeError) as error:
             raise InputError(f"model and data do not fit: {_where(error)}{one_line(error)}") from error
 
@@ -142,8 +150,21 @@ class Experiment(LightningCLI):
         watched |= {f"{type(c).__name__}.monitor": getattr(c, "monitor", None) for c in trainer.callbacks}
         optimizers = self.model.configure_optimizers()
         if isinstance(optimizers, dict):
-            watched["lr_scheduler.monitor"] = optimizers["lr_scheduler"].get("monitor")
+            scheduling = optimizers["lr_scheduler"]
+            watched["lr_scheduler.monitor"] = scheduling.get("monitor")
+            planned = getattr(scheduling["scheduler"], "total_steps", math.inf)  # OneCycleLR fails at one step more
+            steps = trainer.estimated_stepping_batches if scheduling["interval"] == "step" else trainer.max_epochs
+            if planned < steps:
+                name = type(scheduling["scheduler"]).__name__
+                raise InputError(
+                    f"lr_scheduler: {name} plans {planned} {scheduling['interval']}s, but there are {steps}"
+                )
         for key, name in watched.items():
+            if name and name.startswith("val/") and not has_val:
+                data = type(self.datamodule).__name__
+                raise InputError(
+                    f"{key}: {data} has no validation set, so there is no {name!r}; a train/ metric would do"
+                )
             if name and not name.startswith("train/"):  # nothing was trained yet
                 self.check_logged(key, name, trainer)
 
@@ -179,8 +200,10 @@ def be_quiet() -> None:
     logging.raiseExceptions = False  # on a full disk, wandb's log would print a traceback for each line it cannot write
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is CUDA, but no GPU
     for message in (
         ".*does not have many workers.*",  # in-memory data wants none
+        "Total length of `list` across ranks is zero.*",  # data without a validation set
         "Checkpoint directory .* exists and is not empty",  # it holds config.yaml
         ".*is smaller than the logging interval.*",  # the tasks lower the interval to an epoch
         ".*could not find the monitored key.*",  # train.py says it in a line of its own

@@ -42,7 +42,8 @@ def existing_file(path: str | Path, what: str, suffix: str) -> Path:
 
 def _files_in(folder: Path, suffix: str) -> str:
     names = sorted(p.name for p in folder.glob(f"*{suffix}"))
-    return f"; in it: {', '.join(names)}" if names else ""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"; in it: {', '.join(names[:5])}{more}" if names else ""
 
 
 def one_line(text: object) -> str:
