@@ -19,6 +19,7 @@ from test_train import assert_same_run, receipt
 import callbacks.checkpoint
 import runner.files
 from lit_models.mlp import MLP
+from lit_models.tasks import Regressor, RegressorByHand
 from runner.history import read_history
 from train import main
 
@@ -30,20 +31,20 @@ class Stop(Exception):
     """What ends a run in these tests, as a crash would."""
 
 
-def stop_at(monkeypatch, epoch: int, batch: int) -> None:
+def stop_at(monkeypatch, epoch: int, batch: int, model: type = MLP) -> None:
     """Make training crash before `batch` of `epoch`."""
-    step = MLP.training_step
+    step = model.training_step
 
     def crash(self, batch_, batch_idx):
         if (self.current_epoch, batch_idx) == (epoch, batch):
             raise Stop
         return step(self, batch_, batch_idx)
 
-    monkeypatch.setattr(MLP, "training_step", crash)
+    monkeypatch.setattr(model, "training_step", crash)
 
 
 def only_run(root: Path) -> Path:
-    (run,) = root.glob("runs/mnist_mlp/*")
+    (run,) = root.glob("runs/*/2*")
     return run
 
 
@@ -101,13 +102,13 @@ def test_resume_accepts_the_experiment_it_is_a_run_of_and_no_other(train, capsys
     assert "is a run of mnist_mlp" in capsys.readouterr().err
 
 
-def assert_survives_a_stop(argv: list[str], train, monkeypatch, tmp_path: Path, **when) -> None:
+def assert_survives_a_stop(argv, train, monkeypatch, tmp_path: Path, experiment: str = EXPERIMENT, **when) -> None:
     """Run `argv` once to its end, once with a stop and a resume, and compare."""
-    whole = Path(shutil.move(train(*argv, tiny=()), tmp_path / "whole"))
+    whole = Path(shutil.move(train(*argv, experiment=experiment, tiny=()), tmp_path / "whole"))
     with monkeypatch.context() as patch:
         stop_at(patch, **when)
         with pytest.raises(Stop):
-            main([EXPERIMENT, *argv])
+            main([experiment, *argv])
     run = only_run(tmp_path)
     assert main(["--resume", str(run)]) == 0
     assert_same_run(whole, run)
@@ -295,3 +296,23 @@ class TestOtherCircumstances:
 def test_accumulated_gradients_resume_to_the_same_bits(train, monkeypatch, tmp_path):
     argv = [*SIX_EPOCHS, "--trainer.accumulate_grad_batches=3", "--trainer.log_every_n_steps=1"]
     assert_survives_a_stop(argv, train, monkeypatch, tmp_path, epoch=2, batch=4)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "argv", "stop"),
+    [
+        ("line_by_hand", ["--trainer.max_epochs=6", "--data.batch_size=30"], {"epoch": 3, "batch": 1}),
+        ("two_layer_function", ["--trainer.max_epochs=6"], {"epoch": 3, "batch": 0}),
+        # with such a rate the loss is under 5 from the second step on: what is chosen depends on the buffer
+        ("two_layer_static_graph", ["--trainer.max_epochs=160", "--model.compile=false", "--data.inputs=4", "--model.inputs=4",
+                                    "--model.lr=1e-4", "--data.pairs=3"], {"epoch": 97, "batch": 0}),
+        ("schedule_onecycle", ["--trainer.max_epochs=6"], {"epoch": 3, "batch": 5}),
+        ("schedule_warmup_cosine", ["--trainer.max_epochs=6"], {"epoch": 4, "batch": 2}),
+        ("schedule_plateau", ["--trainer.max_epochs=6", "--model.lr_scheduler.patience=0"], {"epoch": 4, "batch": 2}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_other_ways_of_descending_resume_to_the_same_bits(experiment, argv, stop, train, monkeypatch, tmp_path):
+    model = RegressorByHand if experiment.startswith(("line", "two_layer")) else Regressor
+    path = f"experiments/{experiment}.yaml"
+    assert_survives_a_stop(argv, train, monkeypatch, tmp_path, experiment=path, model=model, **stop)

@@ -1,0 +1,30 @@
+"""Learning rate schedules that `torch.optim.lr_scheduler` has only in parts."""
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+
+from runner.errors import InputError
+
+
+class WarmupCosine(SequentialLR):
+    """Up in a straight line, then down along half a cosine (Goyal et al. 2017; Loshchilov and Hutter 2017).
+
+    Step t of the warm-up has (t + 1) / warmup_steps of the optimiser's learning rate; after it, the rate is
+    1/2 (1 + cos(pi (t - warmup_steps) / (total_steps - warmup_steps))) of it.
+
+    Args:
+        optimizer: whose learning rate is the highest.
+        warmup_steps: how many steps (or epochs, with `lr_interval: epoch`) go up.
+        total_steps: how many there are of training.
+
+    Raises:
+        InputError: nothing is left to warm up or to cool down.
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup_steps: int, total_steps: int):
+        if not 1 < warmup_steps < total_steps:
+            raise InputError(f"warmup_steps must be from 2 to below total_steps {total_steps}, got {warmup_steps}")
+        up = LinearLR(optimizer, start_factor=1 / warmup_steps, total_iters=warmup_steps - 1)
+        down = CosineAnnealingLR(optimizer, T_max=total_steps - warmup_steps)
+        super().__init__(optimizer, [up, down], milestones=[warmup_steps])
+        self.total_steps = total_steps
