@@ -9,6 +9,7 @@ from pytorch_lightning import LightningModule
 
 from runner.arguments import checkpoint_file
 from runner.errors import InputError, one_line
+from runner.files import flat
 
 LIGHTNINGS_KEYS = {
     "state_dict": dict,
@@ -60,7 +61,7 @@ def check_goes_on(folder: Path, checkpoint: dict, experiment) -> None:
         InputError: configuration or data are other ones, or the run is to end before where it is.
     """
     texts = (folder / "config.yaml").read_text(), experiment.config_yaml()
-    began, goes_on = (_flat(yaml.safe_load(text)) for text in texts)
+    began, goes_on = (flat(yaml.safe_load(text)) for text in texts)
     for key in sorted({**began, **goes_on}):
         if began.get(key) != goes_on.get(key) and not MAY_CHANGE.match(key):
             raise InputError(
@@ -81,13 +82,3 @@ def _made_by(checkpoint: dict) -> str:
     return (
         hyper_parameters.get("_class_path", "another model") if isinstance(hyper_parameters, dict) else "another model"
     )
-
-
-def _flat(config: object, prefix: str = "") -> dict[str, object]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    if not isinstance(config, dict) or not config:
-        return {prefix: config}
-    flat = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
-    return flat

@@ -1,4 +1,4 @@
-"""A file is on disk whole, or as it was before."""
+"""Files that a run writes: on disk whole, or as they were before; and what is in them."""
 
 import os
 from pathlib import Path
@@ -21,3 +21,13 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flat(config: object, prefix: str = "") -> dict[str, object]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(config, dict) or not config:
+        return {prefix: config}
+    values = {}
+    for key, value in config.items():
+        values |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return values

@@ -6,7 +6,6 @@ runs/wandb/                                     wandb's own files, all runs toge
 """
 
 import contextlib
-import netrc
 import os
 import secrets
 import shutil
@@ -14,17 +13,13 @@ import string
 import sys
 import time
 from pathlib import Path
-from urllib.parse import urlparse
 
 import yaml
-from pytorch_lightning.loggers import WandbLogger
 
-from runner.errors import InputError, did_you_mean, one_line
+from runner.account import PROJECT, wandb_mode
+from runner.errors import InputError, one_line
 from runner.files import write_whole
-from runner.history import History
-
-PROJECT = "lightning-lectures"
-MODES = ("online", "offline", "disabled")
+from runner.loggers import History, RunWandbLogger
 
 
 class Run:
@@ -37,7 +32,7 @@ class Run:
     def __init__(self, folder: Path):
         self.folder, self.root = folder, folder.parent.parent
         self.history = History(folder)
-        self.wandb: _WandbLogger | None = None
+        self.wandb: RunWandbLogger | None = None
 
     @classmethod
     def create(cls, experiment: str, seed: int) -> "Run":
@@ -64,7 +59,7 @@ class Run:
         if last:  # what came after the checkpoint will come again
             (self.folder / "receipt.json").unlink(missing_ok=True)
             self.history.forget_from(last["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])
-        self.wandb = _WandbLogger(
+        self.wandb = RunWandbLogger(
             project=PROJECT,
             group=experiment.name,
             name=f"{experiment.name}-s{experiment.seed}",
@@ -99,6 +94,11 @@ class Run:
         if self.wandb:
             self.wandb.log_image(f"pictures/{name}", [str(path)])
 
+    def sync_command(self) -> str | None:
+        """Return the command that sends a run made offline to Weights & Biases; None if there is nothing to send."""
+        folders = sorted((self.root / "wandb").glob(f"offline-run-*-{self.id}"))
+        return f"wandb sync {' '.join(map(str, folders))}" if folders else None
+
     def finish(self, exit_code: int = 0) -> None:
         """End the run in wandb, so that everything is on disk or sent; not 0: it was stopped."""
         if self.wandb and self.wandb.is_started:
@@ -120,55 +120,3 @@ class Run:
         for folder in (self.folder.parent, self.root):
             with contextlib.suppress(OSError):
                 folder.rmdir()  # only if nothing else is in it
-
-
-class _WandbLogger(WandbLogger):
-    """WandbLogger whose x axis is the step.
-
-    Lightning logs the step as a value among others, and wandb counts calls: curves of runs that log at different
-    moments would not line up where only wandb's own step is looked at, as `wandb leet` does.
-    """
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self._wandb_init.pop("anonymous")  # Lightning passes it always, and wandb warns that it has no effect
-        self.last_step = 0
-
-    @property
-    def is_started(self) -> bool:
-        return self._experiment is not None
-
-    @property
-    def experiment(self):
-        import wandb
-
-        if self._experiment is None:
-            # what it prints at the start and the end, train.py says in its own words
-            self._wandb_init["settings"] = wandb.Settings(silent=True, init_timeout=30)
-            try:
-                return super().experiment
-            except wandb.errors.CommError as error:
-                print(f"W&B: cannot be reached ({one_line(error)}): this run is kept offline")
-                self._wandb_init["mode"] = "offline"
-            except ValueError as error:  # of its settings, such as a WANDB_BASE_URL that is none
-                raise InputError(f"W&B: {one_line(error)}") from None
-        return super().experiment
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        # wandb drops what is logged for an earlier step
-        self.last_step = max(self.last_step, step or 0)
-        self.experiment.log({**metrics, "trainer/global_step": self.last_step}, step=self.last_step)
-
-
-def wandb_mode() -> str:
-    """Return `WANDB_MODE`, else online if a key is configured, else offline: never a prompt."""
-    if mode := os.environ.get("WANDB_MODE"):
-        if mode not in MODES:
-            raise InputError(f"WANDB_MODE: {mode!r} is none of wandb's{did_you_mean(mode, MODES)}")
-        return mode
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    try:
-        has_key = "WANDB_API_KEY" in os.environ or bool(netrc.netrc(os.environ.get("NETRC")).authenticators(host))
-    except (OSError, netrc.NetrcParseError):
-        has_key = False
-    return "online" if has_key else "offline"

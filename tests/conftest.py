@@ -60,7 +60,7 @@ def blank_pictures(request, monkeypatch):
     """Most tests are not about pictures: leave out the drawing."""
     if "pictures" not in request.keywords:
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, dpi: path.write_bytes(b""))
-        monkeypatch.setattr("runner.run._WandbLogger.log_image", lambda *_: None)
+        monkeypatch.setattr("runner.run.RunWandbLogger.log_image", lambda *_: None)
 
 
 TINY = ("--data.batch_size=32", "--data.val_size=53", "--trainer.max_epochs=2", "--trainer.log_every_n_steps=3")

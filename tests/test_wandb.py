@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from runner import run as runner_run
+from runner.account import wandb_mode
 from runner.history import read_history
-from runner.run import wandb_mode
 from train import main
 
 
@@ -110,8 +110,20 @@ def test_a_step_never_goes_back():
         def log(self, metrics, step):
             steps.append((step, metrics["trainer/global_step"]))
 
-    logger = runner_run._WandbLogger(project="p", mode="disabled")
+    logger = runner_run.RunWandbLogger(project="p", mode="disabled")
     logger._experiment = Sink()
     for step in (3, 7, 0, None):
         logger.log_metrics({"x": 1.0}, step)
     assert steps == [(3, 3), (7, 7), (7, 7), (7, 7)]
+
+
+def test_the_command_that_sends_an_offline_run_is_printed_and_finds_it(offline, train, capsys):
+    run = train("--trainer.max_epochs=1")
+    (command,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("sync "))
+    program, verb, folder = command.split()[1:]
+    assert Path(folder).name.startswith("offline-run-")
+    assert folder.endswith(run.name.rpartition("-")[2])
+    wandb = Path(sys.executable).with_name(program)
+    done = subprocess.run([wandb, verb, "--dry-run", folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path(folder).name in done.stdout + done.stderr
