@@ -12,7 +12,7 @@ from runner.errors import InputError, one_line
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit code: 0; 2 for a mistake of the user's, told in one line; 130 after Ctrl-C."""
+    """Return the exit code: 0; 1 if --verify finds a difference; 2 for a mistake, told in one line; 130 after Ctrl-C."""
     try:
         asked = arguments.parse(sys.argv[1:] if argv is None else argv)
         if asked is None:
@@ -20,6 +20,10 @@ def main(argv: list[str] | None = None) -> int:
         from runner.cli import Experiment  # torch and Lightning take seconds: a typo was told before
 
         experiment = Experiment(asked)
+        if asked.verify:
+            from runner.verify import verify
+
+            return verify(asked.verify, experiment, test)
         if asked.ckpt:
             print_metrics(test(experiment, asked.ckpt))
         else:
@@ -160,10 +164,13 @@ def print_what_next(experiment, run, receipt: dict) -> None:
         f"\nbest     epoch {best}, by {experiment.checkpoint.monitor}, of {seconds:.0f} s of training"
         f"\nrun      {run.folder}"
         f"\nlook     {run.folder / 'pictures'}"
-        f"\ncompare  wandb leet {run.root / 'wandb'}"
+        f"\ncompare  python compare.py {run.folder.parent}"
+        f"\nverify   python train.py --verify {run.folder / 'receipt.json'}"
         f"\nagain    python train.py {run.folder / 'config.yaml'}"
         f"\nlonger   python train.py --resume {run.folder} --trainer.max_epochs {2 * trained}"
     )
+    if sync := run.sync_command():
+        print(f"sync     {sync}")
 
 
 def how_to_go_on(run) -> str:

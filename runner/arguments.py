@@ -22,6 +22,7 @@ Train one experiment, test its best checkpoint, and leave a run that can be trus
   python train.py experiments/mnist_mlp.yaml --print_config            every key there is, with its value
   python train.py experiments/mnist_mlp.yaml --ckpt RUN/best.ckpt      only test
   python train.py --resume RUN                                         go on from RUN/last.ckpt
+  python train.py --verify RUN/receipt.json                            test again, and compare with what it says
   python train.py RUN/config.yaml                                      the same run again
 
 RUN is a run's folder, such as runs/mnist_mlp/20261122-031023-s42-5coah8hx.
@@ -45,6 +46,7 @@ class Arguments:
         overrides: everything else on the command line, for LightningCLI.
         ckpt: a checkpoint to test, instead of training.
         resume: the folder of a run to go on with.
+        verify: a receipt to hold against a new test.
     """
 
     config: Path
@@ -52,6 +54,7 @@ class Arguments:
     overrides: list[str] = field(default_factory=list)
     ckpt: Path | None = None
     resume: Path | None = None
+    verify: Path | None = None
 
 
 def parse(argv: list[str]) -> Arguments | None:
@@ -81,7 +84,7 @@ def parse(argv: list[str]) -> Arguments | None:
             value = next(words, None)
             if value is None:
                 raise InputError(f"{key} needs a value")
-        if key in ("--ckpt", "--resume"):
+        if key in ("--ckpt", "--resume", "--verify"):
             options[key] = value
         elif key in ("--config", "-c"):
             raise InputError(f"an experiment is complete in itself: name it without {key}")
@@ -90,8 +93,14 @@ def parse(argv: list[str]) -> Arguments | None:
 
     if len(experiments) > 1:
         raise InputError(f"one experiment at a time, got {' and '.join(experiments)}")
-    if "--ckpt" in options and "--resume" in options:
-        raise InputError("--ckpt only tests and --resume goes on training: give one of them")
+    if len(options) > 1:
+        raise InputError("--ckpt only tests, --resume goes on training, --verify tests again: give one of them")
+    if "--verify" in options:
+        if experiments or overrides:
+            raise InputError("--verify tests with the run's own config.yaml: give it the receipt, and nothing else")
+        receipt = existing_file(options["--verify"], "receipt", ".json").resolve()
+        config = existing_file(receipt.parent / "config.yaml", "the run's configuration", ".yaml")
+        return Arguments(config, _experiment_name(config), verify=receipt)
 
     resume = _run_folder(options["--resume"]) if "--resume" in options else None
     if resume:

@@ -113,9 +113,12 @@ class Experiment(LightningCLI):
         if config["enable_progress_bar"] and arguments.get("enable_progress_bar", True):
             arguments["callbacks"].append(Bar())
         try:
-            return Trainer(**{**config, **arguments})
+            trainer = Trainer(**{**config, **arguments})
         except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:
             raise InputError(f"trainer: {one_line(error)}") from error
+        # Lightning loads a checkpoint before it does this: doubles would be rounded to floats on their way
+        self.model = trainer.precision_plugin.convert_module(self.model)
+        return trainer
 
     def rehearse(self) -> None:
         """Find what cannot work before anything is written; one batch is validated, as in Lightning's sanity check.

@@ -162,7 +162,7 @@ def test_the_output_of_a_first_run_fits_on_one_screen_and_warns_of_nothing(tmp_p
         capture_output=True, text=True, cwd=REPOSITORY, check=True,
     )  # fmt: skip
     assert done.stderr == ""
-    assert len(done.stdout.splitlines()) <= 24
+    assert len(done.stdout.splitlines()) <= 25
     assert max(len(line) for line in done.stdout.replace(str(tmp_path), "").splitlines()) <= 110
     assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("epoch")] == [
         *(f"{i}/10" for i in range(1, 11))
@@ -188,7 +188,7 @@ def test_on_a_terminal_there_is_a_bar_below_the_lines():
     assert "epoch 3:" not in text
     assert "v_num" not in text
     assert "epoch 1/2  train/acc" in text
-    assert "test/acc" in text.splitlines()[-9] + text.splitlines()[-10]
+    assert "test/acc" in text.splitlines()[-10] + text.splitlines()[-11]
 
 
 def test_help_is_for_newcomers_and_needs_no_torch():
