@@ -81,7 +81,7 @@ def train(experiment, resume: Path | None = None) -> None:
     finally:
         run.finish(exit_code=1 if sys.exc_info()[0] else 0)
     print_metrics(metrics)
-    print_what_next(experiment, run, receipt)
+    print_what_next(experiment, run, receipt, trainer)
 
 
 def fit(experiment, run, progress):
@@ -157,8 +157,10 @@ def print_metrics(metrics: dict[str, float]) -> None:
     print("\n" + "\n".join(f"{name:{width}}  {short(value)}" for name, value in sorted(metrics.items())))
 
 
-def print_what_next(experiment, run, receipt: dict) -> None:
+def print_what_next(experiment, run, receipt: dict, trainer) -> None:
     """Print where the run is, and the next commands to type."""
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    has_plan = any(hasattr(s, "total_steps") or hasattr(s, "T_max") for s in schedulers)  # to an end that was reached
     best, trained, seconds = receipt["checkpoint"]["epoch"] + 1, receipt["epochs"], receipt["seconds"]["fit"]
     print(
         f"\nbest     epoch {best}, by {experiment.checkpoint.monitor}, of {seconds:.0f} s of training"
@@ -167,8 +169,9 @@ def print_what_next(experiment, run, receipt: dict) -> None:
         f"\ncompare  python compare.py {run.folder.parent}"
         f"\nverify   python train.py --verify {run.folder / 'receipt.json'}"
         f"\nagain    python train.py {run.folder / 'config.yaml'}"
-        f"\nlonger   python train.py --resume {run.folder} --trainer.max_epochs {2 * trained}"
     )
+    if not has_plan:
+        print(f"longer   python train.py --resume {run.folder} --trainer.max_epochs {2 * trained}")
     if sync := run.sync_command():
         print(f"sync     {sync}")
 

@@ -11,7 +11,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from runner.errors import InputError
+from runner.errors import InputError, did_you_mean
 from runner.files import write_whole
 
 
@@ -55,6 +55,21 @@ class BestCheckpoint(_RunCheckpoint):
     def __init__(self, monitor: str, mode: Literal["min", "max"]):
         super().__init__("best", monitor=monitor, mode=mode)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, if it is the best.
+
+        Raises:
+            InputError: what is to be monitored was not logged in the epoch. Of `train/` metrics the rehearsal cannot tell.
+        """
+        plateaus = [config for config in trainer.lr_scheduler_configs if config.reduce_on_plateau]
+        for key, name in (
+            ("checkpoint.monitor", self.monitor),
+            *(("lr_scheduler.monitor", c.monitor) for c in plateaus),
+        ):
+            if name.startswith("train/") and name not in trainer.callback_metrics:
+                raise InputError(f"{key}: {name!r} is never logged{did_you_mean(name, trainer.callback_metrics)}")
+        super().on_train_epoch_end(trainer, pl_module)
+
 
 class LastCheckpoint(_RunCheckpoint):
     """Keeps `last.ckpt`: the last finished epoch. (`save_last=True` would save it only when the best improves.)
@@ -76,7 +91,8 @@ class LastCheckpoint(_RunCheckpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note what the plateau schedulers are about to look at, and whether this is the end."""
-        plateaus = [config for config in trainer.lr_scheduler_configs if config.reduce_on_plateau]
+        epochs = trainer.current_epoch + 1
+        plateaus = [c for c in trainer.lr_scheduler_configs if c.reduce_on_plateau and epochs % c.frequency == 0]
         metrics = trainer.callback_metrics
         checkpoint["stopped"] = trainer.should_stop
         checkpoint["plateau"] = {c.monitor: float(metrics[c.monitor]) for c in plateaus if c.monitor in metrics}

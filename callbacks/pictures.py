@@ -18,11 +18,12 @@ def draw_curves(run: Run, trainer: Trainer) -> None:
     It is drawn from metrics.csv, so that a resumed run shows the whole.
     """
     steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)  # an epoch
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    panels: dict[str, dict[str, list[tuple[float, float, int]]]] = {}
     for row in read_history(run.history.path):
         stage, _, name = row["metric"].partition("/")
         if stage in ("train", "val"):
-            panels.setdefault(name, {}).setdefault(stage, []).append(((row["step"] + 1) / steps, row["value"]))
+            point = ((row["step"] + 1) / steps, row["value"], row["epoch"])
+            panels.setdefault(name, {}).setdefault(stage, []).append(point)
     if not panels:
         return
     if "lr" in panels:
@@ -32,13 +33,14 @@ def draw_curves(run: Run, trainer: Trainer) -> None:
     best = trainer.checkpoint_callback
     for axis, (name, stages) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for stage, points in stages.items():
-            x, y = zip(*points, strict=True)
+            x, y, _ = zip(*points, strict=True)
             color, marker = {"train": (GREY, ""), "val": (BLUE, "o")}[stage]
             axis.plot(x, y, color=color, label=stage, lw=1.5, marker=marker if len(x) <= 40 else "", ms=3.5)
             if f"{stage}/{name}" == best.monitor:
-                i = y.index(max(y) if best.mode == "max" else min(y))
-                axis.plot(x[i], y[i], "o", ms=9, mfc="none", mec=ORANGE, mew=2, label=f"best.ckpt: {y[i]:.4g}")
-        values = [value for points in stages.values() for _, value in points]
+                last = {epoch: (x, y) for x, y, epoch in points}.values()  # of each epoch: only that can be saved
+                at, value = (max if best.mode == "max" else min)(last, key=lambda point: point[1])
+                axis.plot(at, value, "o", ms=9, mfc="none", mec=ORANGE, mew=2, label=f"best.ckpt: {value:.4g}")
+        values = [value for points in stages.values() for _, value, _ in points]
         scale = "log" if name == "mse" and 0 < 30 * min(values) < max(values) else "linear"  # squares span decades
         axis.set(title=name, xlabel="epoch", xlim=(0, None), yscale=scale)
         axis.grid(alpha=0.25)

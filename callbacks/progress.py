@@ -59,7 +59,8 @@ class Progress(Callback):
         metrics = "  ".join(f"{name} {short(float(value))}" for name, value in sorted(trainer.callback_metrics.items()))
         seconds = time.perf_counter() - self.epoch_started
         took = f"{seconds:.1f} s" if seconds >= 0.1 else f"{1000 * seconds:.0f} ms"
-        line = f"epoch {epoch:>{len(str(epochs))}}/{epochs}  {metrics}  {took}"
+        of = f"/{epochs}" if epochs > 0 else ""  # none: until max_steps, or max_time
+        line = f"epoch {epoch:>{len(str(max(epochs, 0)))}}{of}  {metrics}  {took}"
         if trainer.progress_bar_callback:
             trainer.progress_bar_callback.print(line)
         else:

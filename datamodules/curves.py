@@ -44,6 +44,8 @@ class NoisyPolynomial(InMemoryDataModule):
             raise InputError(f"train, val, test: at least one point each, got {train}, {val} and {test}")
         if not coefficients or not interval[0] < interval[1]:
             raise InputError("coefficients must not be empty, and the interval must begin before it ends")
+        if not np.isfinite([*coefficients, noise, *interval]).all() or noise < 0:
+            raise InputError("coefficients, noise and interval must be numbers, and noise not below 0")
         self.coefficients, self.noise, self.interval = coefficients, noise, interval
         self.counts, self.data_seed = (train, val, test), data_seed
         terms = (f"{c:g}" + ("", " x")[i > 0] + (f"^{i}" if i > 1 else "") for i, c in enumerate(coefficients) if c)

@@ -70,6 +70,7 @@ class InMemoryDataModule(LightningDataModule):
     val_set: InMemoryDataset | None = None
     test_set: InMemoryDataset
     source: str
+    law = None  # of data that has one: from x to y without noise, for the pictures
 
     def __init__(self, batch_size: int, eval_batch_size: int = 1000):
         super().__init__()

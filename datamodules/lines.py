@@ -9,6 +9,7 @@ import csv
 import io
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +53,14 @@ class Line(InMemoryDataModule):
         self.file, self.columns, self.full_batch = file, columns, batch_size is None
         self.slope, self.intercept, self.noise, self.points, self.seed = slope, intercept, noise, points, seed
         self.train_share = train_share
+        if not np.isfinite([slope, intercept, noise]).all():
+            raise InputError(f"slope, intercept and noise must be numbers, got {slope}, {intercept} and {noise}")
         self.law = None if file else lambda x: slope * x + intercept
 
     @property
     def path(self) -> Path:
         """The file that is read."""
-        name = f"{self.slope:g}x{self.intercept:+g}_noise{self.noise:g}_n{self.points}_seed{self.seed}.csv"
+        name = f"{self.slope!r}x{self.intercept:+}_noise{self.noise!r}_n{self.points}_seed{self.seed}.csv"
         return Path(self.file) if self.file else Path(os.environ.get("DATA_DIR") or "data") / "lines" / name
 
     def prepare_data(self) -> None:
@@ -117,19 +120,29 @@ def read_columns(path: Path, columns: tuple[str, str] | None = None) -> list[tup
         raise InputError(f"{path} is not text in UTF-8") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    delimiter = next((mark for mark in ",;\t" if lines and mark in lines[0]), ",")
-    reader = csv.reader(lines, delimiter=delimiter)
-    rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(cell.strip() for cell in row)]
+    head = next((line for line in lines if line.strip()), "")
+    unquoted = re.sub(r'"[^"]*"', "", head)
+    delimiter = next((mark for mark in ",;\t" if mark in unquoted), ",")
+    rows = []  # (line, cells)
+    reader, line = csv.reader(lines, delimiter=delimiter), 1
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append((line, [cell.strip() for cell in row]))
+            line = reader.line_num + 1  # a quoted cell can go over several lines
+    except csv.Error as error:
+        raise InputError(f"{path}:{line}: {error}") from None
     if not rows:
         raise InputError(f"{path}:1: no rows: expected two columns of numbers")
 
     first, names = rows[0]
-    has_names = not any(map(_is_number, names))
-    if columns and not has_names:
-        raise InputError(f"{path}:{first}: no column {columns[0]!r}: the first line holds numbers, not names")
+    has_names = bool(columns) or not any(map(_is_number, names))
     for column in columns or ():
-        if column not in names:
-            raise InputError(f"{path}:{first}: no column {column!r}{did_you_mean(column, names)}")
+        if names.count(column) != 1:
+            why = f"{names.count(column)} columns {column!r}" if column in names else f"no column {column!r}"
+            raise InputError(f"{path}:{first}: {why} in its first line{did_you_mean(column, names)}")
+    if columns and columns[0] == columns[1]:
+        raise InputError(f"columns: the input's and the target's, two different ones, got {list(columns)}")
     indices = [names.index(column) for column in columns] if columns else [0, 1]
     if has_names and len(rows) == 1:
         raise InputError(f"{path}:{first}: no rows below the names of the columns")
@@ -141,7 +154,7 @@ def _is_number(text: str) -> bool:
         float(text)
     except ValueError:
         return False
-    return True
+    return "_" not in text  # Python's own: 1_000
 
 
 def _number(path: Path, line: int, row: list[str], i: int) -> float:

@@ -8,6 +8,7 @@ Source: lecture on tensors, autograd and nn.Module.
 import torch
 
 from datamodules.in_memory import InMemoryDataModule, InMemoryDataset
+from runner.errors import InputError
 
 
 class RandomPairs(InMemoryDataModule):
@@ -21,9 +22,10 @@ class RandomPairs(InMemoryDataModule):
     """
 
     def __init__(self, pairs: int = 64, inputs: int = 1000, outputs: int = 10, data_seed: int = 0):
+        if min(pairs, inputs, outputs) < 1:
+            raise InputError(f"pairs, inputs and outputs start at 1, got {pairs}, {inputs} and {outputs}")
         super().__init__(batch_size=pairs, eval_batch_size=pairs)
         self.shape, self.data_seed = (inputs, outputs), data_seed
-        self.law = None
         self.source = f"random numbers, data_seed {data_seed}; tested on the pairs it was trained on"
 
     def setup(self, stage: str | None = None) -> None:

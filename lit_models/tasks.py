@@ -250,6 +250,15 @@ class RegressorByHand(Regressor):
         self.lr = lr
         self.automatic_optimization = False
 
+    def setup(self, stage: str) -> None:
+        """Check that the precision needs no optimiser of its own.
+
+        Raises:
+            InputError: `16-mixed`, which scales the loss, and unscales the gradients in the optimiser.
+        """
+        if getattr(self.trainer.precision_plugin, "scaler", None):
+            raise InputError(f"{type(self).__name__} has no optimiser, as 16-mixed needs one; bf16-mixed works")
+
     def descend(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Move the parameters by one step of gradient descent; return the predictions (B, K) from before it."""
         raise NotImplementedError

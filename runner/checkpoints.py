@@ -74,7 +74,8 @@ def check_goes_on(folder: Path, checkpoint: dict, experiment) -> None:
     data = experiment.datamodule
     saved, now = checkpoint.get(type(data).__qualname__), data.state_dict()
     if saved and saved["fingerprint"] != now["fingerprint"]:
-        raise InputError(f"{folder} began with other data ({saved['source']}) than this ({now['source']})")
+        was, here = (f"{data['source']}, sha256 {data['fingerprint'][:8]}" for data in (saved, now))
+        raise InputError(f"{folder} began with other data ({was}) than this ({here})")
 
 
 def _made_by(checkpoint: dict) -> str:

@@ -1,7 +1,6 @@
 """An experiment's YAML, made into objects by LightningCLI."""
 
 import logging
-import math
 import os
 import sys
 import traceback
@@ -141,8 +140,7 @@ class Experiment(LightningCLI):
             limit_test_batches=1,
             inference_mode=False,  # torchmetrics would keep sums from it that fit cannot add to
         )
-        self.datamodule.prepare_data()
-        self.datamodule.setup()
+        self.load_data()
         has_val = self.datamodule.sizes["val"] > 0
         try:
             (trainer.validate if has_val else trainer.test)(self.model, self.datamodule, verbose=False)
@@ -153,23 +151,32 @@ class Experiment(LightningCLI):
         watched |= {f"{type(c).__name__}.monitor": getattr(c, "monitor", None) for c in trainer.callbacks}
         optimizers = self.model.configure_optimizers()
         if isinstance(optimizers, dict):
-            scheduling = optimizers["lr_scheduler"]
-            watched["lr_scheduler.monitor"] = scheduling.get("monitor")
-            planned = getattr(scheduling["scheduler"], "total_steps", math.inf)  # OneCycleLR fails at one step more
-            steps = trainer.estimated_stepping_batches if scheduling["interval"] == "step" else trainer.max_epochs
-            if planned < steps:
-                name = type(scheduling["scheduler"]).__name__
-                raise InputError(
-                    f"lr_scheduler: {name} plans {planned} {scheduling['interval']}s, but there are {steps}"
-                )
+            watched["lr_scheduler.monitor"] = optimizers["lr_scheduler"].get("monitor")
+            _rehearse_scheduler(trainer, optimizers["lr_scheduler"])
         for key, name in watched.items():
             if name and name.startswith("val/") and not has_val:
                 data = type(self.datamodule).__name__
                 raise InputError(
                     f"{key}: {data} has no validation set, so there is no {name!r}; a train/ metric would do"
                 )
+            if name and name.startswith("val/") and self.config["trainer"]["limit_val_batches"] == 0:
+                raise InputError(f"trainer.limit_val_batches is 0: there would be no {name} for {key}")
             if name and not name.startswith("train/"):  # nothing was trained yet
                 self.check_logged(key, name, trainer)
+
+    def load_data(self) -> None:
+        """Find or make the data, and read it into the data module.
+
+        Raises:
+            InputError: it cannot be had as asked for.
+        """
+        try:
+            self.datamodule.prepare_data()
+            self.datamodule.setup()
+        except InputError:
+            raise
+        except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
+            raise InputError(f"{type(self.datamodule).__name__}: {one_line(error)}") from error
 
     def _check_settings(self) -> None:
         trainer, monitor = self.config["trainer"], self.checkpoint.monitor
@@ -196,6 +203,25 @@ class Experiment(LightningCLI):
         """Raise InputError if nothing was logged under the name that `key` gives."""
         if name not in trainer.callback_metrics:
             raise InputError(f"{key}: {name!r} is never logged{did_you_mean(name, trainer.callback_metrics)}")
+
+
+def _rehearse_scheduler(trainer: Trainer, config: dict) -> None:
+    """Step a learning rate scheduler that nothing else uses, and hold its plan, if it has one, against training."""
+    scheduler, interval = config["scheduler"], config["interval"]
+    name = type(scheduler).__name__
+    planned = getattr(scheduler, "total_steps", None)  # OneCycleLR fails at one step more
+    if planned is not None:
+        if not trainer.max_epochs or trainer.max_epochs < 0:
+            raise InputError(f"lr_scheduler: {name} plans {planned} {interval}s: set trainer.max_epochs to as many")
+        steps = trainer.estimated_stepping_batches if interval == "step" else trainer.max_epochs
+        if planned < steps:
+            raise InputError(f"lr_scheduler: {name} plans {planned} {interval}s, but there are {steps}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that no optimiser has stepped before
+            scheduler.step(*([0.0] if "monitor" in config else []))
+    except (ArithmeticError, ValueError) as error:
+        raise InputError(f"lr_scheduler: {name}: {one_line(error)}") from error
 
 
 def be_quiet() -> None:

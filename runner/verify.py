@@ -35,8 +35,7 @@ def verify(path: Path, experiment, test: Callable[..., dict[str, float]]) -> int
     folder, data = path.parent, experiment.datamodule
     checkpoint = folder / receipt["checkpoint"]["path"]
     print(f"{receipt['experiment']}, seed {receipt['seed']}: {path}\n", flush=True)
-    data.prepare_data()
-    data.setup()
+    experiment.load_data()
     said, now = receipt["data"], data.describe()
     found = {
         "checkpoint": _file(checkpoint, receipt["checkpoint"]["sha256"]),

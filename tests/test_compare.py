@@ -14,7 +14,7 @@ from PIL import Image
 
 from compare import main
 from comparison.panels import Panels, what_to_show
-from comparison.records import find_runs, read_run
+from comparison.records import read_run
 from comparison.statistics import Group, compare, group_runs, half_width, less_is_better, with_interval
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

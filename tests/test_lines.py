@@ -33,6 +33,11 @@ def test_drawing_leaves_the_global_generators_alone(tmp_path, monkeypatch):
     assert np.random.rand() == expected
 
 
+def test_no_two_lines_share_a_file():
+    paths = {Line(slope=slope).path for slope in (1234567, 1234568, 1.0, 1.0000001)}
+    assert len(paths) == 4
+
+
 @pytest.mark.parametrize(
     ("text", "columns", "rows"),
     [
@@ -43,6 +48,9 @@ def test_drawing_leaves_the_global_generators_alone(tmp_path, monkeypatch):
         ("x\ty\n 1\t2 \n", None, [(1, 2)]),
         ('"height, m","weight"\n1,2\n', ("weight", "height, m"), [(2, 1)]),
         ("name,x,y\nAda,1,2\n", ("x", "y"), [(1, 2)]),
+        ("\n\nx;y\n1;2\n", None, [(1, 2)]),
+        ('"height, m";weight\n1;2\n', None, [(1, 2)]),
+        ("x,2020\n1,2\n", ("x", "2020"), [(1, 2)]),
     ],
 )
 def test_two_columns_of_anyones_file(tmp_path, text, columns, rows):
@@ -63,8 +71,17 @@ def test_two_columns_of_anyones_file(tmp_path, text, columns, rows):
         ("1,5;2,5\n", None, "a.csv:1: "),
         ("x,y\n1,2\nnan,4\n", None, "a.csv:3: column 1 is nan: drop the row, or fill it in"),
         ("x,y\n1,inf\n", None, "a.csv:2: column 2 is inf"),
-        ("height,weight\n1,2\n", ("hight", "weight"), "a.csv:1: no column 'hight'; did you mean 'height'?"),
-        ("1,2\n", ("x", "y"), "a.csv:1: no column 'x': the first line holds numbers"),
+        (
+            "height,weight\n1,2\n",
+            ("hight", "weight"),
+            "a.csv:1: no column 'hight' in its first line; did you mean 'height'?",
+        ),
+        ("1,2\n", ("x", "y"), "a.csv:1: no column 'x' in its first line"),
+        ("x,x\n1,2\n", ("x", "y"), "a.csv:1: 2 columns 'x' in its first line"),
+        ("x,y\n1,2\n", ("x", "x"), "the input's and the target's, two different ones, got ['x', 'x']"),
+        ("x,y\n1_0,2\n", None, "a.csv:2: expected a number in column 1, got '1_0'"),
+        ('x,y\n1,2\n"3,4\n5,6\n7,8\n', None, "a.csv:3: expected a number in column 1"),
+        ('x,y\n1,2\n"3,4\n' + 20_000 * "5,6,7,8\n", None, "a.csv:3: field larger than field limit"),
         (b"\xff\xfe\x00", None, "a.csv is not text in UTF-8"),
     ],
 )

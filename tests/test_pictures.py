@@ -8,6 +8,7 @@ import torch
 from matplotlib.image import imread
 
 from callbacks.pictures import ClassificationPictures
+from runner.history import read_history
 from runner.run import Run
 
 pytestmark = pytest.mark.pictures
@@ -79,6 +80,20 @@ def test_the_confusion_matrix_counts_labels_in_rows(draw):
     counts = {(int(t.get_position()[1]), int(t.get_position()[0])): int(t.get_text()) for t in axis.texts}
     assert counts == {(0, 0): 2, (0, 2): 1, (1, 2): 1}
     assert axis.get_title() == "2 of 4 wrong"
+
+
+def test_the_curves_mark_the_epoch_that_best_ckpt_is_of(train, monkeypatch):
+    """Logged several times an epoch, the least value of all need not be one that could be saved."""
+    figures = {}
+    monkeypatch.setattr(Run, "save_picture", lambda self, name, figure: figures.setdefault(name, figure))
+    run = train("--trainer.max_epochs=20", "--data.batch_size=1", "--model.lr=0.01", "--trainer.log_every_n_steps=5",
+                experiment="experiments/line_by_hand.yaml", tiny=())  # fmt: skip
+    epoch = torch.load(run / "best.ckpt", weights_only=True)["epoch"]
+    rows = [r for r in read_history(run / "metrics.csv") if r["metric"] == "train/mse"]
+    assert min(rows, key=lambda row: row["value"])["epoch"] != epoch, "for this test they must differ"
+    (axis,) = figures["curves"].axes
+    (mark,) = (line for line in axis.lines if line.get_label().startswith("best.ckpt"))
+    assert mark.get_xdata()[0] == epoch + 1
 
 
 def test_a_runs_pictures_are_not_blank(train):

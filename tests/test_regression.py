@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from datamodules.random_pairs import RandomPairs
 from lit_models.curve_fitting import CurveFitting
 from lit_models.linear_regression import LineAutograd, LineByHand, LineModule
 from lit_models.schedules import WarmupCosine
+from runner.errors import InputError
 from runner.history import read_history
 from train import main
 
@@ -340,6 +342,29 @@ class TestSchedules:
             (["line_by_hand", "--trainer.accumulate_grad_batches=2"], "not supported for manual optimization"),
             (["curve_fit", "--model.sizes=[2,1]"], "model and data do not fit"),
             (["curve_fit", "--data.train=0"], "at least one point each"),
+            (["curve_fit", "--data.noise=.nan"], "must be numbers"),
+            (["curve_fit", "--data.interval=[-.inf, .inf]"], "must be numbers"),
+            (["curve_fit", "--data.data_seed=-1"], "NoisyPolynomial: "),
+            (["curve_fit", "--data.train=1000000000000"], "NoisyPolynomial: "),
+            (["line_by_hand", "--data.seed=-1"], "Line: Seed must be"),
+            (["line_by_hand", "--data.slope=.nan"], "must be numbers"),
+            (["two_layer_tensors", "--data.outputs=0"], "start at 1, got 64, 1000 and 0"),
+            (
+                ["schedule_onecycle", "--trainer.max_epochs=null", "--trainer.max_time=00:00:00:02"],
+                "set trainer.max_epochs",
+            ),
+            (["schedule_onecycle", "--trainer.max_epochs=-1", "--trainer.max_steps=9"], "set trainer.max_epochs"),
+            (["schedule_step", "--model.lr_scheduler.step_size=0"], "StepLR: "),
+            (["schedule_cosine", "--model.lr_scheduler.T_max=0"], "CosineAnnealingLR: "),
+            (
+                ["schedule_plateau", "--trainer.limit_val_batches=0", "--checkpoint.monitor=train/mse"],
+                "no val/mse for lr_sch",
+            ),
+            (
+                ["line_by_hand", "--checkpoint.monitor=train/loss"],
+                "'train/loss' is never logged; did you mean 'train/mse'?",
+            ),
+            (["schedule_plateau", "--model.lr_scheduler.monitor=train/msee"], "did you mean 'train/mse'?"),
         ],
         ids=lambda value: value if isinstance(value, str) else " ".join(value),
     )
@@ -349,6 +374,28 @@ class TestSchedules:
         assert line in err
         assert err.count("\n") == 1
         assert not (tmp_path / "runs").exists()
+
+    @pytest.mark.parametrize("experiment", ["schedule_step", "schedule_plateau", "line_module"])
+    def test_a_time_limit_in_place_of_epochs(self, train, experiment, capsys):
+        run = train("--trainer.max_epochs=null", "--trainer.max_time=00:00:00:01", experiment=f"experiments/{experiment}.yaml",
+                    tiny=())  # fmt: skip
+        assert receipt(run)["epochs"] >= 1
+        assert re.search(r"^epoch 1  train", capsys.readouterr().out, flags=re.M)
+
+    @pytest.mark.parametrize(("experiment", "says"), [("schedule_onecycle", False), ("schedule_step", True)])
+    def test_longer_is_offered_where_the_schedule_allows_it(self, train, experiment, says, capsys):
+        train(experiment=f"experiments/{experiment}.yaml", tiny=())
+        assert ("\nlonger " in capsys.readouterr().out) == says
+
+
+def test_scaled_gradients_are_refused_where_there_is_no_optimiser(monkeypatch):
+    """16-mixed scales on a GPU only; here the scaler is put where Lightning has it."""
+    model = LineByHand()
+    trainer = Trainer(logger=False, accelerator="cpu")
+    monkeypatch.setattr(trainer.precision_plugin, "scaler", torch.amp.GradScaler("cpu"), raising=False)
+    model.trainer = trainer
+    with pytest.raises(InputError, match="16-mixed needs one; bf16-mixed works"):
+        model.setup("fit")
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])

@@ -303,12 +303,12 @@ def test_accumulated_gradients_resume_to_the_same_bits(train, monkeypatch, tmp_p
     [
         ("line_by_hand", ["--trainer.max_epochs=6", "--data.batch_size=30"], {"epoch": 3, "batch": 1}),
         ("two_layer_function", ["--trainer.max_epochs=6"], {"epoch": 3, "batch": 0}),
-        # with such a rate the loss is under 5 from the second step on: what is chosen depends on the buffer
-        ("two_layer_static_graph", ["--trainer.max_epochs=160", "--model.compile=false", "--data.inputs=4", "--model.inputs=4",
-                                    "--model.lr=1e-4", "--data.pairs=3"], {"epoch": 97, "batch": 0}),
         ("schedule_onecycle", ["--trainer.max_epochs=6"], {"epoch": 3, "batch": 5}),
         ("schedule_warmup_cosine", ["--trainer.max_epochs=6"], {"epoch": 4, "batch": 2}),
         ("schedule_plateau", ["--trainer.max_epochs=6", "--model.lr_scheduler.patience=0"], {"epoch": 4, "batch": 2}),
+        # a plateau that is looked at every second epoch, and a stop after one in which it was not
+        ("schedule_plateau", ["--trainer.max_epochs=8", "--model.lr_scheduler.patience=0", "--model.lr_scheduler.threshold=0.9",
+                              "--trainer.check_val_every_n_epoch=2"], {"epoch": 3, "batch": 0}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -316,3 +316,19 @@ def test_other_ways_of_descending_resume_to_the_same_bits(experiment, argv, stop
     model = RegressorByHand if experiment.startswith(("line", "two_layer")) else Regressor
     path = f"experiments/{experiment}.yaml"
     assert_survives_a_stop(argv, train, monkeypatch, tmp_path, experiment=path, model=model, **stop)
+
+
+def test_the_static_graphs_choice_survives_a_stop(train, monkeypatch, tmp_path):
+    """Stopped where the last loss is under 5: the next step's weights are chosen by what the checkpoint says of it."""
+    argv = [
+        "--trainer.max_epochs=50",
+        "--model.compile=false",
+        "--data.pairs=3",
+        "--model.lr=3e-4",
+        "--model.hidden=20",
+    ]
+    argv += [f"--{part}.{size}={n}" for part in ("data", "model") for size, n in (("inputs", 4), ("outputs", 2))]
+    path = "experiments/two_layer_static_graph.yaml"
+    assert_survives_a_stop(argv, train, monkeypatch, tmp_path, path, model=RegressorByHand, epoch=34, batch=0)
+    rows = {row["epoch"]: row["value"] for row in read_history(tmp_path / "whole" / "metrics.csv")}
+    assert 6 * rows[33] < 5 < 6 * rows[34]
