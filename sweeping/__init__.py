@@ -1,0 +1,1 @@
+"""A sweep: what its file says, what its trials draw, and how they are run."""
