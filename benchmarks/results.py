@@ -1,0 +1,273 @@
+"""Measure experiments over seeds, and write what came of it into their headers and the README's table.
+
+python benchmarks/results.py                       every experiment, the seeds that its header names (else 1, 2, 3)
+python benchmarks/results.py curve_fit mnist_mlp   these
+python benchmarks/results.py --seeds 1 2           other seeds
+python benchmarks/results.py --write               run nothing: only write headers and table
+
+What is measured is kept in benchmarks/results.jsonl, a line for each run with what its receipt said. It is measured once
+for the same code and configuration, in which comments and docstrings do not count; so this can be stopped and started
+again at any time. The numbers are mean and standard deviation over the seeds.
+"""
+
+import argparse
+import ast
+import functools
+import hashlib
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from math import floor, log10
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from runner.errors import InputError, did_you_mean, one_line
+from runner.files import flat, write_whole
+
+EXPERIMENTS, README = ROOT / "experiments", ROOT / "README.md"
+RESULTS = Path(__file__).with_name("results.jsonl")
+OURS = ("lit_models.", "datamodules.", "callbacks.seeding", "callbacks.checkpoint")  # what a number depends on
+ALWAYS = (
+    "callbacks.seeding.EpochSeeding",
+    "callbacks.checkpoint.BestCheckpoint",
+    "callbacks.checkpoint.LastCheckpoint",
+)
+STARTUP = 8.0  # seconds from the command to training, and from the end of training to the end
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Return the exit code: 0; 1 if an experiment failed; 2 for a mistake; 130 after Ctrl-C."""
+    try:
+        return measure_all(parse(argv))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted: what has ended is kept; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", nargs="*", help="names or files (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="(default: those in the header, else 1 2 3)")
+    parser.add_argument("--write", action="store_true", help="run nothing")
+    arguments = parser.parse_args(argv)
+    names = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+    arguments.experiments = [Path(name).stem for name in arguments.experiments] or names
+    for name in arguments.experiments:
+        if name not in names:
+            raise InputError(f"there is no experiment {name}{did_you_mean(name, names)}")
+    return arguments
+
+
+def measure_all(arguments: argparse.Namespace) -> int:
+    """Run what is not measured yet; write headers and table after each experiment."""
+    records = read_records()
+    todo = []
+    for name in arguments.experiments:
+        done = {r["seed"] for r in records if (r["experiment"], r["key"]) == (name, key(name))}
+        seeds = arguments.seeds or header_seeds(name)
+        todo += [(name, seed) for seed in seeds if seed not in done and not arguments.write]
+    failed = []
+    for i, (name, seed) in enumerate(todo, start=1):
+        left = sum(expected_seconds(name, records) for name, _ in todo[i - 1 :])
+        print(f"{i}/{len(todo)}  {name}, seed {seed}  (about {left / 60:.0f} min left)", end="  ", flush=True)
+        record, error = measure(name, seed)
+        if error:
+            failed.append(name)
+            print(f"failed: {error}", flush=True)
+            continue
+        records.append(record)
+        with open(RESULTS, "a") as file:
+            file.write(json.dumps(record) + "\n")
+        print(
+            "  ".join(f"{k} {v:.5g}" for k, v in record["metrics"].items()),
+            f" {record['seconds']['fit']:.1f} s",
+            flush=True,
+        )
+        write_numbers(name, records)
+    if not todo:
+        for name in arguments.experiments:
+            write_numbers(name, records)
+    return 1 if failed else 0
+
+
+def measure(name: str, seed: int) -> tuple[dict | None, str]:
+    """Run an experiment; return its record, or None and the last line it said."""
+    command = [sys.executable, "train.py", f"experiments/{name}.yaml", "--seed_everything", str(seed)]
+    began, before = time.perf_counter(), key(name)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
+    folders = re.findall(r"^run +(.+)$", done.stdout, flags=re.M)
+    if done.returncode or not folders:
+        return None, (done.stderr.strip().splitlines() or ["no run was printed"])[-1]
+    try:
+        receipt = json.loads((ROOT / folders[-1] / "receipt.json").read_text())
+        told = ("metrics", "parameters", "epochs", "checkpoint", "data", "precision", "devices", "versions", "git")
+        record = {"experiment": name, "seed": seed, "key": before, **{k: receipt[k] for k in told}}
+        record["data"] = {**record["data"], "source": re.sub(r"(in|of) /.*/", r"\1 ", record["data"]["source"])}
+        record["seconds"] = {**receipt["seconds"], "whole": round(time.perf_counter() - began, 1)}
+        return record, ""
+    except (OSError, ValueError, KeyError) as error:
+        return None, f"its receipt cannot be used: {one_line(error)}"
+
+
+def expected_seconds(name: str, records: list[dict]) -> float:
+    """Return how long a run will take: as the last one, or as its header says, or as the average of all."""
+    if known := [r["seconds"]["whole"] for r in records if r["experiment"] == name]:
+        return known[-1]
+    if found := re.search(r", ([\d.]+) s on", measured_line(name)):
+        return float(found[1]) + STARTUP
+    return statistics.mean([r["seconds"]["whole"] for r in records] or [60.0])
+
+
+# -- what is the same ------------------------------------------------------------------------------------------------
+
+
+def key(name: str) -> str:
+    """Return a hash of the experiment's settings and of the code that they name, with all that this code uses of ours."""
+    config = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text())
+    named = [value for value in flat(config).values() if isinstance(value, str) and value.startswith(OURS)]
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for _, node in sorted(_used([*named, *ALWAYS]).items()):
+        digest.update(ast.dump(node).encode())
+    return digest.hexdigest()[:16]
+
+
+def _used(named: list[str]) -> dict[str, ast.AST]:
+    """Return the definitions behind `named`, such as "lit_models.mlp.MLP", and behind every name that they use."""
+    found, waiting = {}, list(named)
+    while waiting:
+        path = waiting.pop()
+        module, _, name = path.rpartition(".")
+        definitions, imports = _module(module)
+        if path in found or name not in definitions:
+            continue
+        found[path] = definitions[name]
+        used = {node.id for node in ast.walk(definitions[name]) if isinstance(node, ast.Name)}
+        waiting += [imports.get(other, f"{module}.{other}") for other in used]
+    return found
+
+
+@functools.cache
+def _module(module: str) -> tuple[dict[str, ast.AST], dict[str, str]]:
+    """Return a module's top-level definitions, without docstrings, and where the names that it imports come from."""
+    definitions, imports = {}, {}
+    file = ROOT / f"{module.replace('.', '/')}.py"
+    if not module.startswith(OURS) or not file.is_file():
+        return definitions, imports
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            definitions[node.name] = _without_docstrings(node)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            definitions |= {name.id: node for t in targets for name in ast.walk(t) if isinstance(name, ast.Name)}
+        elif isinstance(node, ast.ImportFrom):
+            imports |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return definitions, imports
+
+
+def _without_docstrings(tree: ast.AST) -> ast.AST:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            node.body = body[1:]
+    return tree
+
+
+def read_records() -> list[dict]:
+    """Return what is measured; a line cut short by a crash is left out."""
+    records = []
+    for line in RESULTS.read_text().splitlines() if RESULTS.exists() else ():
+        try:
+            record = json.loads(line)
+            records.append(record | {"experiment": record["experiment"], "seed": record["seed"], "key": record["key"]})
+        except (ValueError, KeyError, TypeError):
+            continue
+    return records
+
+
+# -- what is written -------------------------------------------------------------------------------------------------
+
+
+def measured_line(name: str) -> str:
+    """Return the line of the experiment's header that says what was measured; empty if there is none."""
+    found = re.search(r"^# Measured: .*$", (EXPERIMENTS / f"{name}.yaml").read_text(), flags=re.M)
+    return found[0] if found else ""
+
+
+def header_seeds(name: str) -> list[int]:
+    """Return the seeds that the header names, else 1, 2, 3."""
+    found = re.search(r"seeds? ([\d, ]+)\)", measured_line(name))
+    return [int(seed) for seed in found[1].split(",")] if found else [1, 2, 3]
+
+
+def summary(name: str, records: list[dict]) -> tuple[str, str]:
+    """Return what stands in the header and in the README's table, from the newest code's and configuration's runs.
+
+    The metrics are those that the header names already, else that by which the best checkpoint is chosen.
+
+    Raises:
+        InputError: nothing is measured.
+    """
+    mine = [r for r in records if r["experiment"] == name]
+    if not mine:
+        raise InputError(f"{name} is not measured: python benchmarks/results.py {name}")
+    by_seed = {r["seed"]: r for r in mine if r["key"] == mine[-1]["key"]}
+    runs = [by_seed[seed] for seed in sorted(by_seed)]
+    config = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text())
+    monitored = "test/" + config["checkpoint"]["monitor"].partition("/")[2]
+    metrics = [m for m in re.findall(r"test/\w+", measured_line(name)) if m in runs[0]["metrics"]] or [monitored]
+    numbers = ", ".join(f"{m} {mean_and_spread([r['metrics'][m] for r in runs], m)}" for m in metrics)
+    median = statistics.median(r["seconds"]["fit"] for r in runs)
+    seconds = f"{median:.0f} s" if median >= 1 else f"{median:.1f} s"
+    device = runs[0]["devices"]
+    where = f"{device['threads']} CPU cores" if device["kind"].startswith("cpu") else device["kind"]
+    seeds = ", ".join(map(str, sorted(by_seed)))
+    of = f"mean ± standard deviation of seeds {seeds}" if len(runs) > 1 else f"n = 1, seed {seeds}"
+    return f"# Measured: {numbers} ({of}), {seconds} on {where}.", f"{numbers.replace('test/', '')}, {seconds}"
+
+
+def mean_and_spread(values: list[float], metric: str) -> str:
+    """Return `98.19 ± 0.11 %` for shares, `0.0118 ± 0.0014` for others; two digits of the spread."""
+    share = metric.startswith(("test/acc", "test/exact"))
+    values = [100 * v for v in values] if share else values
+    mean = statistics.mean(values)
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    percent = " %" if share else ""
+    if spread <= 1e-12 * abs(mean):
+        return f"{values[0]:.4g}{percent}" if len(values) == 1 or share else f"{values[0]!r}"
+    if not share and (mean < 1e-3 or mean >= 1e4):
+        power = floor(log10(mean))
+        return f"{mean / 10**power:.1f}e{power:+03d} ± {spread / 10**power:.1f}e{power:+03d}"
+    digits = 2 if share else max(0, 1 - floor(log10(spread)))
+    return f"{mean:.{digits}f} ± {spread:.{digits}f}{percent}"
+
+
+def write_numbers(name: str, records: list[dict]) -> None:
+    """Put an experiment's numbers into its header and its row of the README's table; what else stands there stays."""
+    header, cell = summary(name, records)
+    path = EXPERIMENTS / f"{name}.yaml"
+    text = re.sub(r"^# Measured: .*$", lambda _: header, path.read_text(), count=1, flags=re.M)
+    if text != path.read_text():
+        write_whole(path, text.encode())
+    readme = README.read_text()
+    row = rf"(^\|.*`experiments/{name}\.yaml` \| )(?:.*?, [\d.]+ s\b|not measured)"
+    written = re.sub(row, lambda found: found[1] + cell, readme, count=1, flags=re.M)
+    if written != readme:
+        write_whole(README, written.encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
