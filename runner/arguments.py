@@ -7,9 +7,8 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
-from runner.errors import InputError, did_you_mean, existing_file, one_line
+from runner.errors import InputError, did_you_mean, existing_file
+from runner.files import read_yaml
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -127,15 +126,7 @@ def help_text() -> str:
 
 def _experiment_name(path: Path) -> str:
     """Return the experiment's name: what a run's config.yaml says, else the file's own name."""
-    try:
-        content = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise InputError(f"{path}:{mark.line + 1}: not YAML: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML: {one_line(error)}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: not an experiment: expected keys such as model:, data:, checkpoint:, trainer:")
     return str(content.get("experiment") or path.stem)

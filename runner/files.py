@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+import yaml
+
+from runner.errors import InputError, one_line
+
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write under a temporary name in the same folder, then move it over the old file.
@@ -21,6 +25,23 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_yaml(path: Path) -> object:
+    """Return what a YAML file holds.
+
+    Raises:
+        InputError: it cannot be read, or is not YAML; names file and line.
+    """
+    try:
+        return yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise InputError(f"{path}:{mark.line + 1}: not YAML: {error.problem}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML: {one_line(error)}") from None
 
 
 def flat(config: object, prefix: str = "") -> dict[str, object]:

@@ -8,9 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from runner.errors import InputError, did_you_mean, existing_file, one_line
+from runner.errors import InputError, did_you_mean, existing_file
+from runner.files import read_yaml
 from sweeping.distributions import DISTRIBUTIONS, is_number, is_whole
 
 REPOSITORY = Path(__file__).parent.parent
@@ -59,20 +58,13 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         InputError: it cannot be read, or is not of wandb's format, or asks for what is only done online.
     """
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a sweep: expected keys such as program:, method:, metric:, parameters:")
     try:
-        content = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
-        if not isinstance(content, dict):
-            raise InputError("not a sweep: expected keys such as program:, method:, metric:, parameters:")
         return _read_content(path, content)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise InputError(f"{path}:{mark.line + 1}: not YAML: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML: {one_line(error)}") from None
 
 
 def _read_content(path: Path, content: dict) -> Sweep:
