@@ -74,7 +74,7 @@ def page_data(path: Path, records: list[Record], groups: list[Group]) -> dict:
     panels = what_to_show(shown + unfinished)
     return {
         "made": time.strftime("%Y-%m-%d %H:%M"),
-        "metrics": panels.results,
+        "metrics": list(dict.fromkeys(metric for group in groups for metric in group.metrics)),
         "curves": panels.curves,
         "less": [metric for group in groups for metric in group.metrics if less_is_better(metric)],
         "groups": [
@@ -82,7 +82,7 @@ def page_data(path: Path, records: list[Record], groups: list[Group]) -> dict:
                 "name": group.name,
                 "color": COLORS[i % len(COLORS)],
                 "n": len(group.runs),
-                "data": group.data,
+                "kinds": {metric: " ".join(group.kind(metric)) for metric in group.metrics},
                 "source": group.runs[0].data,
                 "means": _finite({m: group.mean(m) for m in group.metrics}),
                 "texts": {m: with_interval(group.mean(m), group.interval(m)) for m in group.metrics},
@@ -128,18 +128,13 @@ def _curves(run: Record, most: int) -> dict[str, dict[str, list]]:
 
 
 def _verdicts(groups: list[Group]) -> dict[str, list[str]]:
-    """Return sentences for each pair of experiments on the same data, a metric each: "0,3" -> [...]."""
+    """Return sentences for each pair of experiments, a metric each: "0,3" -> [...]."""
     if len(groups) > MOST_PAIRED:
         return {}
     verdicts = {}
     for (i, a), (j, b) in itertools.combinations(enumerate(groups), 2):
         shared = [metric for metric in a.metrics if metric in b.metrics]
-        if a.data != b.data:
-            verdicts[f"{i},{j}"] = [
-                f"{a.name} and {b.name} were tested on different data: their numbers do not compare."
-            ]
-        else:
-            verdicts[f"{i},{j}"] = [compare(a, b, metric) for metric in shared] or ["They share no metric."]
+        verdicts[f"{i},{j}"] = [compare(a, b, metric) for metric in shared] or ["They share no metric."]
     return verdicts
 
 

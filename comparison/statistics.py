@@ -50,6 +50,10 @@ class Group:
         """Fingerprint of what it was trained and tested on: numbers on other data do not compare."""
         return str(self.runs[0].config["data"])
 
+    def kind(self, metric: str) -> tuple[str, str]:
+        """What another group must share for its `metric` to compare: the data, and of a loss the function that it is."""
+        return self.data, str(self.runs[0].config.get("model.init_args.loss")) * metric.endswith("/loss")
+
     @cached_property
     def seeds(self) -> list[int]:
         """The runs' seeds, in order."""
@@ -125,6 +129,8 @@ def compare(a: Group, b: Group, metric: str) -> str:
     Runs of the same seeds are compared in pairs, else Welch's test is used. The sentence holds the difference with its 95 %
     interval, and the test's p: how often seeds alone would make so large a difference.
     """
+    if a.kind(metric) != b.kind(metric):
+        return f"{a.name} and {b.name} were tested on other data, or by another loss: their {metric} does not compare."
     x, y = a.values(metric), b.values(metric)
     if np.isnan([*x, *y]).any():
         return f"{a.name} and {b.name} were not both tested by {metric}."

@@ -23,7 +23,7 @@ def experiment_tables(groups: list[Group]) -> list[Table]:
     """Return tables with a row for each experiment: mean and 95 % interval over its seeds."""
     tables = []
     for (_, metrics), members in _comparable(groups).items():
-        best = {m: _best([group.mean(m) for group in members], m) for m in metrics}
+        best = {m: _best([(group, group.mean(m)) for group in members], m) for m in metrics}
         rows = []
         for i, group in enumerate(members):
             cells = [with_interval(group.mean(m), group.interval(m)) + "*" * (i in best[m]) for m in metrics]
@@ -38,7 +38,7 @@ def run_tables(groups: list[Group]) -> list[Table]:
     tables = []
     for (_, metrics), members in _comparable(groups).items():
         runs = [(group, run) for group in members for run in group.runs]
-        best = {m: _best([run.metrics[m] for _, run in runs], m) for m in metrics}
+        best = {m: _best([(group, run.metrics[m]) for group, run in runs], m) for m in metrics}
         rows = []
         for i, (group, run) in enumerate(runs):
             cells = [number(run.metrics[m]) + "*" * (i in best[m]) for m in metrics]
@@ -72,9 +72,10 @@ def as_text(table: Table) -> str:
     return "\n".join([f"on {table.data}", "", line(header), line(["-" * w for w in widths]), *map(line, rows)])
 
 
-def _best(values: list[float], metric: str) -> set[int]:
-    """Return where the best of several values is; nowhere, if there is only one."""
-    if len(values) < 2:
+def _best(members: list[tuple[Group, float]], metric: str) -> set[int]:
+    """Return where the best of several values is; nowhere, if there is only one, or if they do not compare."""
+    values = [value for _, value in members]
+    if len(values) < 2 or len({group.kind(metric) for group, _ in members}) > 1:
         return set()
     best = (min if less_is_better(metric) else max)(values)
     return {i for i, value in enumerate(values) if value == best}

@@ -147,6 +147,19 @@ class TestStatistics:
         groups = groups_of(make(width=8), make(width=16), make("cnn"), make(seed=2, accelerator="cpu"))
         assert {g.name: len(g.runs) for g in groups} == {"cnn": 1, "mlp [width=16]": 1, "mlp [width=8]": 2}
 
+    def test_losses_of_other_kinds_do_not_compare(self, make, tmp_path, capsys):
+        a, b = make("a", acc=0.9), make("b", acc=0.8)
+        for folder, loss in ((a, "mse"), (b, "cross_entropy")):
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+            config["model"]["init_args"]["loss"] = loss
+            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        assert "does not compare" in compare(*groups_of(a, b), "test/loss")
+        assert compare(*groups_of(a, b), "test/acc").startswith("a has the better")
+        assert main([str(tmp_path / "runs"), "--html", str(tmp_path / "c.html")]) == 0
+        out = capsys.readouterr().out
+        assert "0.9*" in out
+        assert "0.1*" not in out
+
     def test_other_data_is_another_table(self, make, capsys):
         make("a"), make("b", data="ffffffffff", acc=0.95)
         assert main([str(find_runs_root(make)), "--html", str(find_runs_root(make) / "c.html")]) == 0
