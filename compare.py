@@ -26,6 +26,9 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: the package {error.name} is missing; try: pip install -r requirements.txt", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return 130
 
@@ -62,23 +65,24 @@ def compare_runs(arguments: argparse.Namespace) -> None:
             print(f"\rreading runs: {i}/{len(folders)}", end="\n" if i == len(folders) else "", file=sys.stderr)
     groups = group_runs(records)
 
+    try:
+        size = write_page(arguments.html, records, groups)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {str(arguments.html)[:100]}: {one_line(error)}") from None
+
     for table in (run_tables if arguments.by == "run" else experiment_tables)(groups):
         print(as_text(table), end="\n\n")
     if any(len(group.runs) > 1 for group in groups) and arguments.by == "experiment":
         print("n seeds; mean ± half of its 95 % interval; * best; seconds of training", end="\n\n")
     if len(groups) == 2 and (shared := [m for m in groups[0].metrics if m in groups[1].metrics]):
         print(compare(*groups, shared[0]), end="\n\n")
-    if repeats := sum(group.repeats for group in groups):
-        print(f"{repeats} run(s) repeat a seed with the same settings: the newest of each counts", end="\n\n")
+    if notes := [note for group in groups for note in group.notes]:
+        print("\n".join(notes), end="\n\n")
     if left_out := [record for record in records if record.problem]:
         print("left out:")
         for record in left_out:
             print(f"  {record.folder}: {record.problem}")
         print()
-    try:
-        size = write_page(arguments.html, records, groups)
-    except OSError as error:
-        raise InputError(f"cannot write {arguments.html}: {one_line(error)}") from None
     print(f"page  {arguments.html} ({size / 1e6:.1f} MB)")
     if arguments.publish:
         from comparison.publish import publish

@@ -6,6 +6,7 @@ python train.py --help
 
 import sys
 from pathlib import Path
+from shlex import quote
 
 from runner import arguments
 from runner.errors import InputError, one_line
@@ -166,12 +167,12 @@ def print_what_next(experiment, run, receipt: dict, trainer) -> None:
         f"\nbest     epoch {best}, by {experiment.checkpoint.monitor}, of {seconds:.0f} s of training"
         f"\nrun      {run.folder}"
         f"\nlook     {run.folder / 'pictures'}"
-        f"\ncompare  python compare.py {run.folder.parent}"
-        f"\nverify   python train.py --verify {run.folder / 'receipt.json'}"
-        f"\nagain    python train.py {run.folder / 'config.yaml'}"
+        f"\ncompare  python compare.py {quote(str(run.folder.parent))}"
+        f"\nverify   python train.py --verify {quote(str(run.folder / 'receipt.json'))}"
+        f"\nagain    python train.py {quote(str(run.folder / 'config.yaml'))}"
     )
     if not has_plan:
-        print(f"longer   python train.py --resume {run.folder} --trainer.max_epochs {2 * trained}")
+        print(f"longer   python train.py --resume {quote(str(run.folder))} --trainer.max_epochs {2 * trained}")
     if sync := run.sync_command():
         print(f"sync     {sync}")
 
@@ -180,7 +181,9 @@ def how_to_go_on(run) -> str:
     """Return how to resume a run that was stopped; one that had not finished an epoch is removed."""
     if (run.folder / "last.ckpt").exists():
         checkpoint = run.folder / "last.ckpt"
-        return f"{checkpoint} holds the last finished epoch; to go on: python train.py --resume {run.folder}"
+        return (
+            f"{checkpoint} holds the last finished epoch; to go on: python train.py --resume {quote(str(run.folder))}"
+        )
     run.discard()
     return "no epoch was finished, and nothing is kept"
 

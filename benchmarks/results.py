@@ -12,9 +12,11 @@ again at any time. The numbers are mean and standard deviation over the seeds.
 
 import argparse
 import ast
+import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import statistics
@@ -30,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from runner.errors import InputError, did_you_mean, one_line
-from runner.files import flat, write_whole
+from runner.files import write_whole
 
 EXPERIMENTS, README = ROOT / "experiments", ROOT / "README.md"
 RESULTS = Path(__file__).with_name("results.jsonl")
@@ -40,6 +42,7 @@ ALWAYS = (
     "callbacks.checkpoint.BestCheckpoint",
     "callbacks.checkpoint.LastCheckpoint",
 )
+NEEDED = {"experiment", "seed", "key", "metrics", "seconds", "devices", "data"}  # of a record
 STARTUP = 8.0  # seconds from the command to training, and from the end of training to the end
 
 
@@ -76,7 +79,7 @@ def measure_all(arguments: argparse.Namespace) -> int:
     todo = []
     for name in arguments.experiments:
         done = {r["seed"] for r in records if (r["experiment"], r["key"]) == (name, key(name))}
-        seeds = arguments.seeds or header_seeds(name)
+        seeds = dict.fromkeys(arguments.seeds or header_seeds(name))
         todo += [(name, seed) for seed in seeds if seed not in done and not arguments.write]
     failed = []
     for i, (name, seed) in enumerate(todo, start=1):
@@ -92,10 +95,13 @@ def measure_all(arguments: argparse.Namespace) -> int:
         told = "  ".join(f"{metric} {value:.5g}" for metric, value in record["metrics"].items())
         print(f"{told}  {record['seconds']['fit']:.1f} s", flush=True)
         if name not in failed and name not in [other for other, _ in todo[i:]]:
-            write_numbers(name, records)  # of all seeds, or as it was
+            write_numbers(name, records)
     if not todo:
         for name in arguments.experiments:
-            write_numbers(name, records)
+            try:
+                write_numbers(name, records)
+            except InputError as error:
+                print(f"{name}: header and README stay as they are: {error}")
     return 1 if failed else 0
 
 
@@ -107,6 +113,9 @@ def measure(name: str, seed: int) -> tuple[dict | None, str]:
         command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
     )
     folders = re.findall(r"^run +(.+)$", done.stdout, flags=re.M)
+    _module.cache_clear()
+    if key(name) != before:
+        return None, "settings or code were changed while it ran"
     if done.returncode or not folders:
         return None, (done.stderr.strip().splitlines() or ["no run was printed"])[-1]
     try:
@@ -135,8 +144,9 @@ def expected_seconds(name: str, records: list[dict]) -> float:
 def key(name: str) -> str:
     """Return a hash of the experiment's settings and of the code that they name, with all that this code uses of ours."""
     config = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text())
-    named = [value for value in flat(config).values() if isinstance(value, str) and value.startswith(OURS)]
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    text = json.dumps(config, sort_keys=True)
+    named = re.findall(r'"((?:lit_models|datamodules)\.[\w.]+)"', text)
+    digest = hashlib.sha256(text.encode())
     for _, node in sorted(_used([*named, *ALWAYS]).items()):
         digest.update(ast.dump(node).encode())
     return digest.hexdigest()[:16]
@@ -153,7 +163,10 @@ def _used(named: list[str]) -> dict[str, ast.AST]:
             continue
         found[path] = definitions[name]
         used = {node.id for node in ast.walk(definitions[name]) if isinstance(node, ast.Name)}
-        waiting += [imports.get(other, f"{module}.{other}") for other in used]
+        for other in [imports.get(other, f"{module}.{other}") for other in used]:
+            inside, _ = _module(other)  # `from lit_models import mlp` gives a whole module
+            waiting += [f"{other}.{name}" for name in inside] or [other]
+        waiting.append(f"{module}.")
     return found
 
 
@@ -164,14 +177,21 @@ def _module(module: str) -> tuple[dict[str, ast.AST], dict[str, str]]:
     file = ROOT / f"{module.replace('.', '/')}.py"
     if not module.startswith(OURS) or not file.is_file():
         return definitions, imports
-    for node in ast.parse(file.read_text()).body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            definitions[node.name] = _without_docstrings(node)
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            definitions |= {name.id: node for t in targets for name in ast.walk(t) if isinstance(name, ast.Name)}
-        elif isinstance(node, ast.ImportFrom):
+    tree, rest = _without_docstrings(ast.parse(file.read_text())), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
             imports |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            imports |= {alias.asname: alias.name for alias in node.names if alias.asname}
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            definitions[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and all(isinstance(target, ast.Name) for target in targets):
+            definitions |= {target.id: node for target in targets}
+        elif not isinstance(node, ast.Import | ast.ImportFrom):
+            rest.append(node)
+    definitions[""] = ast.Module(rest, [])  # what else a module does when it is imported
     return definitions, imports
 
 
@@ -193,12 +213,11 @@ def append(record: dict) -> None:
 def read_records() -> list[dict]:
     """Return what is measured; a line cut short by a crash is left out."""
     records = []
-    for line in RESULTS.read_text().splitlines() if RESULTS.exists() else ():
-        try:
+    for line in RESULTS.read_text(errors="replace").splitlines() if RESULTS.exists() else ():
+        with contextlib.suppress(ValueError):
             record = json.loads(line)
-            records.append(record | {"experiment": record["experiment"], "seed": record["seed"], "key": record["key"]})
-        except (ValueError, KeyError, TypeError):
-            continue
+            if isinstance(record, dict) and record.keys() >= NEEDED:
+                records.append(record)
     return records
 
 
@@ -213,26 +232,40 @@ def measured_line(name: str) -> str:
 
 def header_seeds(name: str) -> list[int]:
     """Return the seeds that the header names, else 1, 2, 3."""
-    found = re.search(r"seeds? ([\d, ]+)\)", measured_line(name))
+    line = measured_line(name)
+    found = re.search(r"seeds? ([\d, ]+)\)", line)
+    if "seed" in line and not found:
+        raise InputError(f"experiments/{name}.yaml: expected (... seeds 1, 2, 3) in: {line}")
     return [int(seed) for seed in found[1].split(",")] if found else [1, 2, 3]
 
 
 def summary(name: str, records: list[dict]) -> tuple[str, str]:
-    """Return what stands in the header and in the README's table, from the newest code's and configuration's runs.
+    """Return what stands in the header and in the README's table, from runs of the code and settings as they are.
+
+    Where there is none of these, the newest ones count: code that others use too may have changed since.
+
 
     The metrics are those that the header names already, else that by which the best checkpoint is chosen.
 
     Raises:
-        InputError: nothing is measured.
+        InputError: not all seeds that the header names are measured, or not on the same data.
     """
     mine = [r for r in records if r["experiment"] == name]
     if not mine:
-        raise InputError(f"{name} is not measured: python benchmarks/results.py {name}")
-    by_seed = {r["seed"]: r for r in mine if r["key"] == mine[-1]["key"]}
+        raise InputError(f"not measured: python benchmarks/results.py {name}")
+    current = [r for r in mine if r["key"] == key(name)] or [r for r in mine if r["key"] == mine[-1]["key"]]
+    by_seed = {r["seed"]: r for r in current}
+    if missing := sorted(set(header_seeds(name)) - set(by_seed)):
+        raise InputError(f"seeds {missing} are not measured: python benchmarks/results.py {name}")
+    if len({r["data"]["fingerprint"] for r in by_seed.values()}) > 1:
+        raise InputError(f"its runs had other data: remove those that count no more from {RESULTS.name}")
     runs = [by_seed[seed] for seed in sorted(by_seed)]
     config = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text())
     monitored = "test/" + config["checkpoint"]["monitor"].partition("/")[2]
-    metrics = [m for m in re.findall(r"test/\w+", measured_line(name)) if m in runs[0]["metrics"]] or [monitored]
+    named = [m for m in re.findall(r"test/\w+", measured_line(name)) if m in runs[0]["metrics"]] or [monitored]
+    metrics = [m for m in named if all(m in r["metrics"] for r in runs)]
+    if not metrics:
+        raise InputError(f"{named[0]} is not in all of its receipts")
     numbers = ", ".join(f"{m} {mean_and_spread([r['metrics'][m] for r in runs], m)}" for m in metrics)
     least = min(r["seconds"]["fit"] for r in runs)  # what else the machine does can only add to it
     seconds = f"{least:.0f} s" if least >= 1 else f"{least:.1f} s"
@@ -250,13 +283,18 @@ def mean_and_spread(values: list[float], metric: str) -> str:
     share = metric.startswith(("test/acc", "test/exact"))
     values = [100 * v for v in values] if share else values
     mean = statistics.mean(values)
+    if not math.isfinite(mean):
+        return f"{mean}"
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     percent = " %" if share else ""
     if spread <= 1e-12 * abs(mean):
         return f"{values[0]:.4g}{percent}" if len(values) == 1 or share else f"{values[0]!r}"
-    if not share and (mean < 1e-3 or mean >= 1e4):
-        power = floor(log10(mean))
-        return f"{mean / 10**power:.1f}e{power:+03d} ± {spread / 10**power:.1f}e{power:+03d}"
+    largest = max(abs(mean), spread)
+    if not share and not 1e-3 <= largest < 1e4:
+        power = floor(log10(largest))
+        mean, spread = mean / 10**power, spread / 10**power
+        digits = max(1, 1 - floor(log10(spread)))
+        return f"{mean:.{digits}f}e{power:+03d} ± {spread:.{digits}f}e{power:+03d}"
     digits = 2 if share else max(0, 1 - floor(log10(spread)))
     return f"{mean:.{digits}f} ± {spread:.{digits}f}{percent}"
 
@@ -269,7 +307,7 @@ def write_numbers(name: str, records: list[dict]) -> None:
     if text != path.read_text():
         write_whole(path, text.encode())
     readme = README.read_text()
-    row = rf"(^\|.*`experiments/{name}\.yaml` \| )(?:.*?, [\d.]+ s\b|not measured)"
+    row = rf"(^\|.*`experiments/{name}\.yaml` \| )(?:(?:\w+ \S+(?: ± \S+)?(?: %)?, )+[\d.]+ s\b|not measured)"
     written = re.sub(row, lambda found: found[1] + cell, readme, count=1, flags=re.M)
     if written != readme:
         write_whole(README, written.encode())

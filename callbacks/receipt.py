@@ -56,7 +56,7 @@ def write_receipt(
         "seed": experiment.seed,
         "parameters": sum(p.numel() for p in experiment.model.parameters()),
         "precision": trainer.precision,
-        "devices": {"kind": _device_name(trainer), "count": trainer.num_devices, "threads": torch.get_num_threads()},
+        "devices": {**describe_device(trainer), "count": trainer.num_devices},
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
         "git": _git(),
         "seconds": {"fit": round(fit_seconds, 3), "test": round(count.seconds, 3)},
@@ -71,13 +71,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _device_name(trainer: Trainer) -> str:
+def describe_device(trainer: Trainer) -> dict[str, str | int]:
+    """What the last bits of a number depend on: the device, the instructions that a CPU has, and how many threads."""
     device = trainer.strategy.root_device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+    return {"kind": kind, "cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
 
 
 def _git() -> dict | None:
-    """Return the repository's commit, and whether tracked files differ from it; None outside of git."""
+    """Return the repository's commit, and whether its code differs from it; None outside of git."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -85,6 +87,9 @@ def _git() -> dict | None:
         ).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", "*.py")),
+        }
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -6,11 +6,12 @@ import itertools
 import json
 import os
 import time
+import urllib.parse
 from pathlib import Path
 
 from comparison.panels import what_to_show
 from comparison.records import Record
-from comparison.statistics import Group, compare, differing_keys, less_is_better, with_interval
+from comparison.statistics import Group, compare, differing_keys, with_interval
 from runner.files import write_whole
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -65,7 +66,7 @@ def page_data(path: Path, records: list[Record], groups: list[Group]) -> dict:
                 "color": COLORS[group % len(COLORS)] if group >= 0 else "#7f8791",
                 "metrics": _finite(run.metrics),
                 "parameters": run.parameters,
-                "seconds": run.seconds,
+                "seconds": _finite({"fit": run.seconds})["fit"],
                 "folder": str(run.folder),
                 "curves": _curves(run, points),
             }
@@ -76,7 +77,6 @@ def page_data(path: Path, records: list[Record], groups: list[Group]) -> dict:
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "metrics": list(dict.fromkeys(metric for group in groups for metric in group.metrics)),
         "curves": panels.curves,
-        "less": [metric for group in groups for metric in group.metrics if less_is_better(metric)],
         "groups": [
             {
                 "name": group.name,
@@ -86,8 +86,9 @@ def page_data(path: Path, records: list[Record], groups: list[Group]) -> dict:
                 "source": group.runs[0].data,
                 "means": _finite({m: group.mean(m) for m in group.metrics}),
                 "texts": {m: with_interval(group.mean(m), group.interval(m)) for m in group.metrics},
+                "less": [metric for metric in group.metrics if group.less_is_better(metric)],
                 "parameters": group.runs[0].parameters,
-                "seconds": sum(run.seconds for run in group.runs) / len(group.runs),
+                "seconds": _finite({"mean": sum(run.seconds for run in group.runs) / len(group.runs)})["mean"],
                 "config": [str(group.runs[0].config.get(key, "")) for key in keys],
             }
             for i, group in enumerate(groups)
@@ -113,8 +114,11 @@ def _curves(run: Record, most: int) -> dict[str, dict[str, list]]:
             rows.setdefault(row["metric"], []).append(row)
     if not rows:
         return {}
-    last = max(itertools.chain(*rows.values()), key=lambda row: row["step"])
-    steps_an_epoch = (last["step"] + 1) / (last["epoch"] + 1)
+    # a run that was stopped in an epoch has rows of it: count in whole ones, such as those that were validated
+    whole = [row for name, points in rows.items() if name.startswith("val/") for row in points]
+    whole = whole or [row for points in rows.values() for row in points]
+    last = max(whole, key=lambda row: row["step"])
+    steps_an_epoch = max(1, (last["step"] + 1) / max(1, last["epoch"] + 1))
     curves = {}
     for metric, points in rows.items():
         every = max(1, -(-len(points) // most))
@@ -154,10 +158,10 @@ def _pictures(page: Path, groups: list[Group], names: list[str]) -> list[dict]:
                     small.thumbnail((PICTURE_WIDTH, 10 * PICTURE_WIDTH))
                     content = io.BytesIO()
                     small.save(content, "WEBP", quality=80)
-            except OSError:  # damaged, or no picture
+            except Exception:  # damaged, no picture, or larger than Pillow thinks safe
                 continue
             total += content.tell()
             source = f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
-            link = os.path.relpath(file.resolve(), page.resolve().parent)
+            link = urllib.parse.quote(os.path.relpath(file.resolve(), page.resolve().parent))
             pictures.append({"name": name, "group": i, "seed": group.runs[0].seed, "src": source, "link": link})
     return pictures

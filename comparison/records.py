@@ -18,7 +18,7 @@ NOT_RUNS = ("wandb", "sweeps")  # what else there is in a runs folder
 
 # Where and how fast a run was made is no difference between experiments; nor is the seed, over which they are averaged.
 NO_DIFFERENCE = re.compile(
-    r"(seed_everything|experiment|trainer\.(accelerator|devices|num_nodes|strategy|max_time|enable_progress_bar|logger))(\.|$)"
+    r"(seed_everything|experiment|trainer\.(accelerator|devices|num_nodes|strategy|enable_progress_bar|logger))(\.|$)"
 )
 
 
@@ -36,6 +36,7 @@ class Record:
         seconds: of training.
         config: the settings that make a difference, flat: `model.init_args.lr` -> value; `data` is its fingerprint.
         data: where it came from, in words.
+        code: git's commit.
         history: rows of metrics.csv.
         pictures: file by name.
         problem: why the run is left out of the averages; empty if it is not.
@@ -51,6 +52,7 @@ class Record:
     seconds: float = 0.0
     config: dict[str, object] = field(default_factory=dict)
     data: str = ""
+    code: str = ""
     history: list[dict] = field(default_factory=list)
     pictures: dict[str, Path] = field(default_factory=dict)
     problem: str = ""
@@ -64,7 +66,11 @@ def find_runs(paths: list[str]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for path in map(Path, paths):
-        if not path.is_dir():
+        try:
+            is_folder = path.is_dir()
+        except OSError as error:
+            raise InputError(f"{str(path)[:100]} cannot be read: {error.strerror}") from None
+        if not is_folder:
             beside = path.parent.glob("*/") if path.parent.is_dir() else ()
             raise InputError(f"{path} is not a folder of runs{did_you_mean(path.name, (p.name for p in beside))}")
         found |= dict.fromkeys(_runs_in(path))
@@ -83,6 +89,14 @@ def _runs_in(path: Path, depth: int = 2) -> list[Path]:
 def read_run(folder: Path) -> Record:
     """Read a run's folder; whatever is wrong with it is told in the record's `problem`."""
     record = Record(folder, experiment=folder.parent.name or folder.name)
+    try:
+        return _read(record, folder)
+    except Exception as error:  # one broken run must not stop the comparison of all others
+        record.metrics, record.problem = {}, f"cannot be read: {type(error).__name__}: {one_line(error)[:80]}"
+        return record
+
+
+def _read(record: Record, folder: Path) -> Record:
     if not any(folder.iterdir()):
         record.problem = "empty"
         return record
@@ -94,7 +108,7 @@ def read_run(folder: Path) -> Record:
         values = flat(config)
         record.experiment = str(config.get("experiment") or record.experiment)
         record.seed = int(config["seed_everything"])
-        record.monitor, record.mode = config["checkpoint"]["monitor"], config["checkpoint"]["mode"]
+        record.monitor, record.mode = str(config["checkpoint"]["monitor"]), str(config["checkpoint"]["mode"])
         record.config = {key: value for key, value in values.items() if not NO_DIFFERENCE.match(key)}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         record.problem = _problem("config.yaml", folder, error)
@@ -111,6 +125,8 @@ def read_run(folder: Path) -> Record:
         receipt = json.loads((folder / "receipt.json").read_text())
         record.metrics = {name: float(value) for name, value in receipt["metrics"].items()}
         record.parameters, record.seconds = int(receipt["parameters"]), float(receipt["seconds"]["fit"])
+        git = receipt.get("git") or {}
+        record.code = f"{git.get('commit')}{' and changes' * bool(git.get('dirty'))}"
         record.config["data"], record.data = receipt["data"]["fingerprint"][:8], str(receipt["data"]["source"])
         if not record.metrics:
             record.problem = "receipt.json has no metrics"

@@ -10,19 +10,8 @@ from scipy import stats
 from comparison.records import Record
 
 LEVEL = 0.95
-LESS_IS_BETTER = (
-    "loss",
-    "mse",
-    "mae",
-    "nll",
-    "perplexity",
-    "nelbo",
-)  # how metrics' names begin; of all others, more is
-
-
-def less_is_better(metric: str) -> bool:
-    """Whether a smaller value of `test/loss` and the like is a better one."""
-    return metric.rpartition("/")[2].startswith(LESS_IS_BETTER)
+# How metrics' names begin of which less is better; of all others, more is.
+LESS_IS_BETTER = ("loss", "mse", "rmse", "mae", "nll", "perplexity", "nelbo", "cross_entropy", "error", "fid")
 
 
 @dataclass
@@ -49,6 +38,23 @@ class Group:
     def data(self) -> str:
         """Fingerprint of what it was trained and tested on: numbers on other data do not compare."""
         return str(self.runs[0].config["data"])
+
+    def less_is_better(self, metric: str) -> bool:
+        """Whether a smaller value is a better one: as `checkpoint.mode` says of the monitored metric; else by its name."""
+        name = metric.rpartition("/")[2]
+        if name == self.runs[0].monitor.partition("/")[2]:
+            return self.runs[0].mode == "min"
+        return name.startswith(LESS_IS_BETTER)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the mean should know of its runs."""
+        notes = []
+        if (versions := len({run.code for run in self.runs})) > 1:
+            notes.append(f"{self.name}: its runs were made by {versions} versions of the code")
+        if self.repeats:
+            notes.append(f"{self.name}: {self.repeats} run(s) repeat a seed with the same settings; the newest counts")
+        return notes
 
     def kind(self, metric: str) -> tuple[str, str]:
         """What another group must share for its `metric` to compare: the data, and of a loss the function that it is."""
@@ -111,16 +117,15 @@ def _names(groups: list[list[Record]], most: int = 3) -> list[str]:
         experiment = runs[0].experiment
         same = [other[0].config for other in groups if other[0].experiment == experiment]
         differs = [(key, runs[0].config.get(key)) for key in differing_keys(same)]
-        short = [f"{key.removesuffix('.class_path').rpartition('.')[2]}={_short(value)}" for key, value in differs]
+        short = [f"{key.removesuffix('.class_path').rpartition('.')[2]}={_short(key, value)}" for key, value in differs]
         more = [f"{len(short) - most} more"] if len(short) > most else []
         name = f"{experiment} [{', '.join(short[:most] + more)}]" if short else experiment
         names.append(name if name not in names else f"{name} #{sum(n.startswith(name) for n in names) + 1}")
     return names
 
 
-def _short(value: object) -> str:
-    text = str(value)
-    return text.rpartition(".")[2] if isinstance(value, str) and " " not in text else text[:40]
+def _short(key: str, value: object) -> str:
+    return str(value).rpartition(".")[2] if key.endswith("class_path") else str(value)[-40:]
 
 
 def compare(a: Group, b: Group, metric: str) -> str:
@@ -132,15 +137,15 @@ def compare(a: Group, b: Group, metric: str) -> str:
     if a.kind(metric) != b.kind(metric):
         return f"{a.name} and {b.name} were tested on other data, or by another loss: their {metric} does not compare."
     x, y = a.values(metric), b.values(metric)
-    if np.isnan([*x, *y]).any():
-        return f"{a.name} and {b.name} were not both tested by {metric}."
+    if not np.isfinite([*x, *y]).all():
+        return f"{a.name} or {b.name} has no finite {metric}."
     difference = float(x.mean() - y.mean())
-    better, worse = (a, b) if (difference < 0) == less_is_better(metric) else (b, a)
+    if difference == 0:
+        return f"{a.name} and {b.name} have the same {metric}, {number(x.mean())}."
+    better, worse = (a, b) if (difference < 0) == a.less_is_better(metric) else (b, a)
     says = f"{better.name} has the better {metric}, {number(better.mean(metric))} against {number(worse.mean(metric))} of {worse.name}"
     if min(len(x), len(y)) < 2:
         return f"{says}; whether seeds explain that cannot be said: each needs at least 2 (n = {len(x)} and {len(y)})."
-    if difference == 0:
-        return f"{a.name} and {b.name} have the same {metric}, {number(x.mean())}."
     paired = a.seeds == b.seeds
     if half_width(x - y) == 0 if paired else half_width(x) == half_width(y) == 0:
         return f"{says}; it is the same with every seed, so there is nothing to test."
@@ -161,7 +166,7 @@ def number(value: float) -> str:
 
 def with_interval(value: float, half: float) -> str:
     """Return `value ± half`, both to the second digit of the latter; without it if there is none."""
-    if math.isnan(half):
+    if not (math.isfinite(half) and abs(value) < 1e100):
         return number(value)
     if half == 0:
         return f"{number(value)} ± 0"

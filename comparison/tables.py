@@ -1,8 +1,9 @@
 """Rows for the terminal and the page: one an experiment, or one a run."""
 
+import math
 from dataclasses import dataclass
 
-from comparison.statistics import Group, less_is_better, number, with_interval
+from comparison.statistics import Group, number, with_interval
 
 
 @dataclass
@@ -22,7 +23,8 @@ class Table:
 def experiment_tables(groups: list[Group]) -> list[Table]:
     """Return tables with a row for each experiment: mean and 95 % interval over its seeds."""
     tables = []
-    for (_, metrics), members in _comparable(groups).items():
+    for members in _comparable(groups):
+        metrics = members[0].metrics
         best = {m: _best([(group, group.mean(m)) for group in members], m) for m in metrics}
         rows = []
         for i, group in enumerate(members):
@@ -36,12 +38,13 @@ def experiment_tables(groups: list[Group]) -> list[Table]:
 def run_tables(groups: list[Group]) -> list[Table]:
     """Return tables with a row for each run."""
     tables = []
-    for (_, metrics), members in _comparable(groups).items():
+    for members in _comparable(groups):
+        metrics = members[0].metrics
         runs = [(group, run) for group in members for run in group.runs]
-        best = {m: _best([(group, run.metrics[m]) for group, run in runs], m) for m in metrics}
+        best = {m: _best([(group, run.metrics.get(m, math.nan)) for group, run in runs], m) for m in metrics}
         rows = []
         for i, (group, run) in enumerate(runs):
-            cells = [number(run.metrics[m]) + "*" * (i in best[m]) for m in metrics]
+            cells = [number(run.metrics.get(m, math.nan)) + "*" * (i in best[m]) for m in metrics]
             rows.append(
                 [group.name, str(run.seed), *cells, f"{run.parameters:,}", f"{run.seconds:.1f}", str(run.folder)]
             )
@@ -51,12 +54,12 @@ def run_tables(groups: list[Group]) -> list[Table]:
     return tables
 
 
-def _comparable(groups: list[Group]) -> dict[tuple[str, tuple[str, ...]], list[Group]]:
+def _comparable(groups: list[Group]) -> list[list[Group]]:
     """Put groups together that were tested by the same metrics on the same data."""
     tables: dict[tuple[str, tuple[str, ...]], list[Group]] = {}
     for group in groups:
-        tables.setdefault((group.data, tuple(group.metrics)), []).append(group)
-    return tables
+        tables.setdefault((group.data, tuple(sorted(group.metrics))), []).append(group)
+    return list(tables.values())
 
 
 def as_text(table: Table) -> str:
@@ -77,5 +80,5 @@ def _best(members: list[tuple[Group, float]], metric: str) -> set[int]:
     values = [value for _, value in members]
     if len(values) < 2 or len({group.kind(metric) for group, _ in members}) > 1:
         return set()
-    best = (min if less_is_better(metric) else max)(values)
+    best = (min if members[0][0].less_is_better(metric) else max)(filter(math.isfinite, values), default=None)
     return {i for i, value in enumerate(values) if value == best}

@@ -9,6 +9,7 @@ metric, rewrites the file for a new one, and deletes it when a folder is used ag
 `pandas.read_csv("metrics.csv").pivot_table(index=["epoch", "step"], columns="metric", values="value")`.
 """
 
+import contextlib
 import csv
 from pathlib import Path
 
@@ -20,17 +21,14 @@ def read_history(path: Path) -> list[dict]:
     if not Path(path).exists():
         return []
     rows = []
-    with open(path, newline="", errors="replace") as file:
+    with (
+        open(path, newline="", errors="replace") as file,
+        contextlib.suppress(csv.Error),
+    ):  # from there on it is no table
         for row in csv.DictReader(file):
-            try:
-                rows.append(
-                    {
-                        "step": int(row["step"]),
-                        "epoch": int(row["epoch"]),
-                        "metric": row["metric"],
-                        "value": float(row["value"]),
-                    }
-                )
-            except (KeyError, TypeError, ValueError):
-                continue
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                step, epoch = int(row["step"]), int(row["epoch"])
+                if min(step, epoch) >= 0:
+                    value = float(row["value"])
+                    rows.append({"step": step, "epoch": epoch, "metric": row["metric"], "value": value})
     return rows

@@ -8,6 +8,7 @@ runs/wandb/                                     wandb's own files, all runs toge
 import contextlib
 import os
 import secrets
+import shlex
 import shutil
 import string
 import sys
@@ -97,7 +98,7 @@ class Run:
     def sync_command(self) -> str | None:
         """Return the command that sends a run made offline to Weights & Biases; None if there is nothing to send."""
         folders = sorted((self.root / "wandb").glob(f"offline-run-*-{self.id}"))
-        return f"wandb sync {' '.join(map(str, folders))}" if folders else None
+        return shlex.join(["wandb", "sync", *map(str, folders)]) if folders else None
 
     def finish(self, exit_code: int = 0) -> None:
         """End the run in wandb, so that everything is on disk or sent; not 0: it was stopped."""

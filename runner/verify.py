@@ -7,13 +7,23 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
-from callbacks.receipt import PACKAGES, sha256
+from callbacks.receipt import PACKAGES, describe_device, sha256
 from runner.errors import InputError, one_line
 
 TOLERANCE = 1e-3  # of a metric's value, on another machine or with other versions: sums there run in another order
-NEEDED = ("experiment", "metrics", "checkpoint", "config_sha256", "data", "tested", "seed", "versions", "devices")
+NEAR_ZERO = 1e-8  # what is less apart is equal there, too
+NEEDED = {
+    "experiment": str,
+    "metrics": dict,
+    "checkpoint": dict,
+    "config_sha256": str,
+    "data": dict,
+    "tested": int,
+    "seed": int,
+    "parameters": int,
+    "versions": dict,
+    "devices": dict,
+}
 
 
 def verify(path: Path, experiment, test: Callable[..., dict[str, float]]) -> int:
@@ -37,16 +47,16 @@ def verify(path: Path, experiment, test: Callable[..., dict[str, float]]) -> int
     print(f"{receipt['experiment']}, seed {receipt['seed']}: {path}\n", flush=True)
     experiment.load_data()
     said, now = receipt["data"], data.describe()
+    other = f"another: {now['source']}, sha256 {now['fingerprint'][:8]}; it was {said.get('source')}, {said['fingerprint'][:8]}"
     found = {
         "checkpoint": _file(checkpoint, receipt["checkpoint"]["sha256"]),
         "configuration": _file(folder / "config.yaml", receipt["config_sha256"]),
-        "data": ""
-        if said["fingerprint"] == now["fingerprint"]
-        else f"another: {now['source']}, it was {said['source']}",
+        "data": "" if said["fingerprint"] == now["fingerprint"] else other,
+        "receipt": _contradictions(receipt, experiment),
     }
     for name, problem in found.items():
         print(f"{name:14} {problem or 'as it was'}", flush=True)
-    differs = _circumstances(receipt)
+    differs = _circumstances(receipt, experiment)
     if differs:
         print(f"{'machine':14} another: {'; '.join(differs)}")
 
@@ -75,12 +85,37 @@ def read_receipt(path: Path) -> dict:
     """
     try:
         receipt = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"receipt {path} cannot be read: {one_line(error)}") from None
-    missing = [key for key in NEEDED if not isinstance(receipt, dict) or key not in receipt]
-    if missing:
-        raise InputError(f"{path} is not a run's receipt: it has no {', '.join(missing)}")
+    odd = [
+        key for key, kind in NEEDED.items() if not isinstance(receipt, dict) or not isinstance(receipt.get(key), kind)
+    ]
+    if not odd:
+        texts = (
+            receipt["checkpoint"].get("path"),
+            receipt["checkpoint"].get("sha256"),
+            receipt["data"].get("fingerprint"),
+        )
+        numbers = receipt["metrics"].values()
+        odd += ["checkpoint.path, checkpoint.sha256 or data.fingerprint"] * (not all(isinstance(t, str) for t in texts))
+        odd += ["metrics"] * (not numbers or not all(isinstance(n, int | float) for n in numbers))
+    if odd:
+        raise InputError(f"{path} is not a run's receipt: it has no {', '.join(odd)}")
     return receipt
+
+
+def _contradictions(receipt: dict, experiment) -> str:
+    """What the receipt says otherwise than the configuration and the data do; empty if nothing."""
+    sizes = experiment.datamodule.sizes
+    facts = {
+        "experiment": (receipt["experiment"], experiment.name),
+        "seed": (receipt["seed"], experiment.seed),
+        "parameters": (receipt["parameters"], sum(p.numel() for p in experiment.model.parameters())),
+        "tested": (receipt["tested"], sizes["test"]),
+        "sizes": ({name: receipt["data"].get(name) for name in sizes}, sizes),
+    }
+    wrong = [f"{name} is {said}, and should be {right}" for name, (said, right) in facts.items() if said != right]
+    return f"altered: {'; '.join(wrong)}" if wrong else ""
 
 
 def _file(path: Path, digest: str) -> str:
@@ -89,19 +124,12 @@ def _file(path: Path, digest: str) -> str:
     return "" if sha256(path) == digest else f"altered: {path} has another sha256 than the receipt says"
 
 
-def _circumstances(receipt: dict) -> list[str]:
+def _circumstances(receipt: dict, experiment) -> list[str]:
     """What is other than at the run, and may change the last bits."""
     now = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
-    was = receipt["versions"]
-    differs = [f"{name} {was.get(name)} then, {now[name]} now" for name in now if was.get(name) != now[name]]
-    threads = receipt["devices"].get("threads")
-    if threads != torch.get_num_threads():
-        differs.append(f"{threads} threads then, {torch.get_num_threads()} now")
-    kind, here = receipt["devices"]["kind"], f"cpu ({platform.machine()})"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else here
-    if kind != device:
-        differs.append(f"{kind} then, {device} now")
-    return differs
+    now |= describe_device(experiment.trainer(logger=False, enable_progress_bar=False, devices=1))
+    was = {"cpu": now["cpu"], **receipt["versions"], **receipt["devices"]}  # older receipts do not tell the CPU's kind
+    return [f"{name} {was.get(name)} then, {now[name]} now" for name in now if was.get(name) != now[name]]
 
 
 def _print_metrics(was: dict[str, float], now: dict[str, float], exact: bool) -> bool:
@@ -111,11 +139,10 @@ def _print_metrics(was: dict[str, float], now: dict[str, float], exact: bool) ->
     all_equal = True
     for name in sorted({**was, **now}):
         a, b = was.get(name, math.nan), now.get(name, math.nan)
-        equal = a == b or (not exact and math.isclose(a, b, rel_tol=TOLERANCE)) or (math.isnan(a) and math.isnan(b))
-        equal = equal and (name in was) == (name in now)
-        note = (
-            "equal" if a == b else f"differs by {b - a:.3g}" if name in was and name in now else "in one of them only"
-        )
+        both = name in was and name in now
+        same = both and (a == b or (math.isnan(a) and math.isnan(b)))
+        equal = same or (both and not exact and math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=NEAR_ZERO))
+        note = "equal" if same else f"differs by {b - a:.3g}" if both else "in one of them only"
         print(f"{name:{width}}  {a!r:>22}  {b!r:>22}  {note}")
         all_equal = all_equal and equal
     return all_equal

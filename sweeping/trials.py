@@ -17,6 +17,7 @@ from runner.history import read_history
 from sweeping.distributions import DISTRIBUTIONS
 from sweeping.file import REPOSITORY, Sweep
 
+MOST_VALUES = 10_000  # of one parameter in a grid
 RECORD = {"index", "parameters", "state", "run", "metrics", "error", "seconds"}  # of a trial that has ended
 
 
@@ -46,6 +47,10 @@ def _choices(sweep: Sweep, key: str) -> list:
         case {"distribution": "categorical", "values": values}:
             return values
         case {"distribution": "int_uniform", "min": low, "max": high}:
+            if high - low >= MOST_VALUES:
+                raise InputError(
+                    f"{sweep.path}: parameter {key}: a grid of {high - low + 1:,} values; try method: random"
+                )
             return list(range(low, high + 1))
         case {"distribution": name}:
             raise InputError(
@@ -87,6 +92,8 @@ def fill_command(sweep: Sweep, parameters: dict) -> list[str]:
         if word == "${program}" and not sweep.program:
             raise InputError(f"{sweep.path}: the command names {word}, but there is no key program")
         words += macros.get(word, [word])
+    if any("\0" in word for word in words):
+        raise InputError(f"{sweep.path}: a value holds a zero byte, which no command line can")
     if words[:1] == ["python"]:
         words[0] = sys.executable  # online, whatever is called python; here, the one that has the packages
     if not words or not shutil.which(REPOSITORY / words[0] if "/" in words[0] else words[0]):
@@ -114,9 +121,9 @@ def read_records(path: Path) -> dict[int, dict]:
     """Return index -> record of the trials that have ended. A line cut short is left out: its trial runs again."""
     records = {}
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError, AttributeError):
+        with contextlib.suppress(ValueError):
             record = json.loads(line)
-            if record.keys() >= RECORD:
+            if isinstance(record, dict) and record.keys() >= RECORD and isinstance(record["index"], int):
                 records[record["index"]] = record
     return records
 

@@ -15,7 +15,7 @@ from PIL import Image
 from compare import main
 from comparison.panels import Panels, what_to_show
 from comparison.records import read_run
-from comparison.statistics import Group, compare, group_runs, half_width, less_is_better, with_interval
+from comparison.statistics import Group, compare, group_runs, half_width, with_interval
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 COUNT = itertools.count()
@@ -104,6 +104,9 @@ class TestStatistics:
         [
             (([0.9], [0.8]), "whether seeds explain that cannot be said"),
             (([0.9, 0.8], [0.9, 0.8]), "have the same test/acc, 0.85"),
+            (([0.9], [0.9]), "have the same test/acc, 0.9"),
+            (([0.9, math.nan], [0.9, 0.8]), "a or b has no finite test/acc"),
+            (([0.9, math.inf], [0.9, 0.8]), "a or b has no finite test/acc"),
             (([0.9, 0.9], [0.8, 0.8]), "there is nothing to test"),
         ],
     )
@@ -118,10 +121,11 @@ class TestStatistics:
         assert compare(*groups, "test/acc").startswith("a has the better test/acc")
         assert compare(*groups, "test/loss").startswith("a has the better test/loss")
         lower = ("test/loss", "test/mse", "test/mae", "test/mse_on_train", "test/nll", "test/perplexity", "test/nelbo")
-        assert all(map(less_is_better, lower))
-        assert not any(
-            map(less_is_better, ("test/acc", "test/map_50", "test/dice", "test/iou", "test/miou", "test/exact"))
-        )
+        assert all(map(groups[0].less_is_better, lower))
+        higher = ("test/acc", "test/map_50", "test/dice", "test/iou", "test/miou", "test/exact")
+        assert not any(map(groups[0].less_is_better, higher))
+        groups[0].runs[0].monitor, groups[0].runs[0].mode = "val/distance", "min"
+        assert groups[0].less_is_better("test/distance")  # as the experiment says of what it monitors
 
     @pytest.mark.parametrize(
         ("value", "half", "text"),
@@ -141,11 +145,13 @@ class TestStatistics:
         groups = groups_of(make(seed=1, acc=0.5), make(seed=1, acc=0.7), make(seed=2, acc=0.9))
         assert len(groups) == 1
         assert groups[0].values("test/acc").tolist() == [0.7, 0.9]  # the newest of each
-        assert groups[0].repeats == 1
+        assert groups[0].notes == ["mlp: 1 run(s) repeat a seed with the same settings; the newest counts"]
 
     def test_other_settings_are_another_group_named_by_what_differs(self, make):
         groups = groups_of(make(width=8), make(width=16), make("cnn"), make(seed=2, accelerator="cpu"))
         assert {g.name: len(g.runs) for g in groups} == {"cnn": 1, "mlp [width=16]": 1, "mlp [width=8]": 2}
+        groups = groups_of(make(), make(seed=2, max_time="00:00:00:01"))  # a run that time cut short is another one
+        assert len(groups) == 2
 
     def test_losses_of_other_kinds_do_not_compare(self, make, tmp_path, capsys):
         a, b = make("a", acc=0.9), make("b", acc=0.8)
@@ -209,6 +215,9 @@ class TestTable:
         (spoil("bytes", "receipt.json is broken") / "receipt.json").write_bytes(b"\xff\xfe\x00")
         (spoil("yaml", "config.yaml is broken") / "config.yaml").write_text("a: [")
         (spoil("text", "config.yaml is broken") / "config.yaml").write_text("hello")
+        (spoil("loop", "cannot be read") / "config.yaml").write_text("a: &a {b: *a}\n")
+        (spoil("infinite", "cannot be read") / "receipt.json").write_text(json.dumps(
+            {"metrics": {"a": 1}, "parameters": math.inf, "seconds": {"fit": 1}, "data": {"source": "a", "fingerprint": "b"}}))  # fmt: skip
         (spoil("no config", "config.yaml is missing") / "config.yaml").unlink()
         spoil("half", "not finished: no receipt.json after 5 epoch(s)", receipt=False)
         (spoil("csv", "", receipt=True) / "metrics.csv").write_bytes(
@@ -231,6 +240,22 @@ class TestTable:
         assert re.search(r"^mlp +2 ", out, flags=re.M)
         assert "wandb" not in out
 
+    def test_odd_values_stop_nothing(self, make, tmp_path, capsys):
+        for i, (metric, value) in enumerate([("acc", math.nan), ("acc", 1e200), ("seconds", math.inf), ("acc", 0.5)]):
+            folder = make("mlp", i)
+            said = json.loads((folder / "receipt.json").read_text())
+            (said["seconds"] if metric == "seconds" else said["metrics"])[
+                "fit" if metric == "seconds" else "test/acc"
+            ] = value
+            (folder / "receipt.json").write_text(json.dumps(said))
+        (folder / "metrics.csv").write_text(
+            "step,epoch,metric,value\n-1,-1,val/acc,1\n5,0,val/acc,nan\n" + '"' + "x" * 200_000
+        )
+        config = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(config.replace("monitor: val/acc", "monitor: null"))
+        for by in ("experiment", "run"):
+            self.run(capsys, tmp_path / "runs", "--by", by)
+
     def test_nothing_to_compare(self, tmp_path, capsys):
         (tmp_path / "none").mkdir()
         assert "page" in self.run(capsys, tmp_path / "none")
@@ -242,10 +267,13 @@ class TestTable:
         assert "is not a folder of runs; did you mean 'mnist_mlp'?" in err
         assert err.count("\n") == 1
 
-    def test_a_page_that_cannot_be_written_is_one_line(self, make, tmp_path, capsys):
+    @pytest.mark.parametrize("page", ["/proc/none/compare.html", ".", "", "/", "a" * 300])
+    def test_a_page_that_cannot_be_written_is_one_line(self, make, tmp_path, capsys, page):
         make()
-        assert main([str(tmp_path / "runs"), "--html", "/proc/none/compare.html"]) == 2
-        assert "error: cannot write /proc/none/compare.html" in capsys.readouterr().err
+        assert main([str(tmp_path / "runs"), "--html", page]) == 2
+        err = capsys.readouterr().err
+        assert f"error: cannot write {page[:9]}" in err
+        assert err.count("\n") == 1
 
     def test_real_runs(self, train, tmp_path, capsys):
         for seed in (1, 2):

@@ -20,7 +20,8 @@ EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "experiments").glob("*.
 def test_header_and_readme_say_what_was_measured(name):
     if results.measured_line(name) == "# Measured: not measured":
         return
-    header, cell = results.summary(name, results.read_records())
+    records = results.read_records()
+    header, cell = results.summary(name, records)
     assert results.measured_line(name) == header, f"python benchmarks/results.py --write {name}"
     (row,) = re.findall(rf"^\|.*`experiments/{name}\.yaml` \| (.*) \|$", results.README.read_text(), flags=re.M)
     assert row.startswith(cell)
@@ -37,7 +38,7 @@ run = pathlib.Path("runs") / f"{seed}"
 run.mkdir(parents=True, exist_ok=True)
 (run / "receipt.json").write_text(json.dumps({
     "metrics": {"test/acc": 0.9 + seed / 1000, "test/loss": 0.1}, "parameters": 1, "epochs": 2, "checkpoint": {}, "precision": "32",
-    "data": {"source": "files in /home/someone/data/raw"}, "devices": {"kind": "cpu (x)", "threads": 2}, "versions": {}, "git": None,
+    "data": {"source": "files in /home/someone/data/raw", "fingerprint": "ab"}, "devices": {"kind": "cpu (x)", "threads": 2}, "versions": {}, "git": None,
     "seconds": {"fit": 12.3 + seed, "test": 1}}))
 print(f"run      {run}")
 """
@@ -118,8 +119,49 @@ def test_the_header_chooses_metrics_and_seeds(root):
         "# Measured: test/loss 0.1, test/acc 90.30 ± 0.16 % (mean ± standard deviation of seeds 1, 2, 3, 4, 5)"
         in path.read_text()
     )
-    assert results.main(["b", "--seeds", "7"]) == 0
+    path = root / "experiments" / "b.yaml"
+    path.write_text(HEADER.format(name="b", measured="not measured (n = 1, seed 7)") + BODY)
+    assert results.main(["b"]) == 0
+    assert calls(root) == ["b 7"]
     assert "acc 90.7 % (n = 1, seed 7)" in results.measured_line("b")
+
+
+def test_fewer_seeds_than_the_header_names_are_kept_but_not_told(root, capsys):
+    before = (root / "experiments" / "a.yaml").read_text()
+    assert results.main(["a", "--seeds", "1", "1"]) == 2
+    assert calls(root) == ["a 1"]
+    assert "seeds [2, 3] are not measured" in capsys.readouterr().err
+    assert results.main(["--write"]) == 0
+    assert (root / "experiments" / "a.yaml").read_text() == before
+    assert results.main(["a"]) == 0
+    assert calls(root) == ["a 2", "a 3"]
+
+
+def test_seeds_that_cannot_be_read_are_one_line(root, capsys):
+    path = root / "experiments" / "a.yaml"
+    path.write_text(HEADER.format(name="a", measured="test/acc 1 (of seeds 1 to 5), 3 s") + BODY)
+    assert results.main(["a"]) == 2
+    assert "expected (... seeds 1, 2, 3)" in capsys.readouterr().err
+
+
+def test_other_data_is_not_mixed_in(root, capsys):
+    assert results.main(["a"]) == 0
+    lines = (root / "results.jsonl").read_text().splitlines()
+    record = json.loads(lines[0])
+    record["data"]["fingerprint"] = "other"
+    (root / "results.jsonl").write_text(
+        "\n".join([json.dumps(record), *lines[1:], "[1]", '{"experiment": "a"}', "\udcff"[:0]])
+    )
+    assert results.main(["a"]) == 0
+    assert "its runs had other data" in capsys.readouterr().out
+
+
+def test_code_that_is_changed_while_it_runs_does_not_count(root, capsys):
+    with open(root / "train.py", "a") as file:
+        file.write("open('lit_models/mlp.py', 'a').write('MLP.more = 1\\n')\n")
+    assert results.main(["a", "--seeds", "1"]) == 1
+    assert "changed while it ran" in capsys.readouterr().out
+    assert not (root / "results.jsonl").exists()
 
 
 @pytest.mark.parametrize(
@@ -134,6 +176,8 @@ def test_the_header_chooses_metrics_and_seeds(root):
         ("datamodules/in_memory.py", "torch.randperm", "torch.arange", False),
         ("callbacks/seeding.py", "[seed, epoch]", "[epoch, seed]", False),
         ("callbacks/pictures.py", "BLUE", "BLAU", True),
+        ("lit_models/mlp.py", '"""Multi-layer', 'import torch\ntorch.set_flush_denormal(True)\n"""Multi-layer', False),
+        ("lit_models/mlp.py", "def linear_layers(", "MLP.scale = 2\n\n\ndef linear_layers(", False),
         ("experiments/a.yaml", "max_epochs: 2", "max_epochs: 3", False),
         ("experiments/a.yaml", "# A net.", "# The net.", True),
     ],
@@ -152,8 +196,14 @@ def test_numbers_of_older_code_are_not_mixed_with_new_ones(root):
     text = (root / "lit_models" / "mlp.py").read_text()
     (root / "lit_models" / "mlp.py").write_text(text.replace("nn.ReLU()", "nn.GELU()"))
     results._module.cache_clear()
-    assert results.main(["a", "--seeds", "1", "2"]) == 0
-    assert "seeds 1, 2)" in results.measured_line("a")
+    assert results.main(["a", "--seeds", "1", "2"]) == 2
+    assert "seeds 1, 2, 3)" in results.measured_line("a")  # as it was
+    calls(root)
+    (root / "lit_models" / "mlp.py").write_text(text)  # back again: what was measured for it counts
+    results._module.cache_clear()
+    assert results.main(["a"]) == 0
+    assert calls(root) == []
+    assert "seeds 1, 2, 3)" in results.measured_line("a")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +211,11 @@ def test_numbers_of_older_code_are_not_mixed_with_new_ones(root):
     [
         ([0.9829, 0.9819, 0.9808], "test/acc", "98.19 ± 0.11 %"),
         ([84.0, 84.5, 85.0], "test/mse", "84.50 ± 0.50"),
-        ([1.4e-7, 2.3e-7, 0.6e-7], "test/mse", "1.4e-07 ± 0.9e-07"),
+        ([1.4e-7, 2.3e-7, 0.6e-7], "test/mse", "1.43e-07 ± 0.85e-07"),
+        ([1.234e-5, 1.236e-5, 1.232e-5], "test/mse", "1.2340e-05 ± 0.0020e-05"),
+        ([12345.0, 12346.0, 12344.0], "test/mse", "1.23450e+04 ± 0.00010e+04"),
+        ([-1.0, -2.0, -3.0], "test/nelbo", "-2.0 ± 1.0"),
+        ([1.0, float("nan")], "test/mse", "nan"),
         ([0.9014630358776691] * 3, "test/mse", "0.9014630358776691"),
         ([0.97557123e-2], "test/mse", "0.009756"),
     ],

@@ -11,6 +11,7 @@ import torch
 from conftest import REPOSITORY, SMALL_NET, write_mnist
 from test_train import receipt
 
+from runner.verify import _print_metrics
 from train import main
 
 
@@ -46,7 +47,7 @@ def test_a_run_as_it_was_is_verified_to_the_last_bit(run, verify):
     code, said = verify()
     assert code == 0
     assert "verified: equal to the last bit" in said
-    assert said.count("as it was") == 3
+    assert said.count("as it was") == 4
     for value in receipt(run)["metrics"].values():
         assert said.count(repr(value)) == 2  # old and new, side by side
 
@@ -87,7 +88,38 @@ def test_another_machine_is_named(run, verify):
     code, said = verify()
     assert code == 0
     assert "NVIDIA H200 then" in said
-    assert "99 threads then" in said
+    assert "threads 99 then" in said
+
+
+def test_a_cpu_of_another_kind_is_named(run, verify):
+    rewrite(run, devices={"cpu": "SSE"}, metrics={"test/loss": receipt(run)["metrics"]["test/loss"] * (1 + 1e-6)})
+    code, said = verify()
+    assert code == 0
+    assert "cpu SSE then" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"seed": 7}, "seed is 7, and should be 42"),
+        ({"experiment": "mnist_cnn"}, "experiment is mnist_cnn, and should be mnist_mlp"),
+        ({"tested": 10_000}, "tested is 10000, and should be 103"),
+        ({"parameters": 5}, "parameters is 5"),
+        ({"data": {"train": 5}}, "'train': 5"),
+    ],
+)
+def test_a_receipt_that_says_something_else_than_its_run(run, verify, changes, says):
+    rewrite(run, **changes)
+    code, said = verify()
+    assert code == 1
+    assert says in said
+    assert "not verified: receipt altered" in said
+
+
+def test_next_to_zero_is_zero_on_another_machine():
+    assert _print_metrics({"a": 9.8e-15, "b": float("nan")}, {"a": 0.0, "b": float("nan")}, exact=False)
+    assert not _print_metrics({"a": 9.8e-15}, {"a": 0.0}, exact=True)
+    assert not _print_metrics({"a": 1.0}, {"a": 1.0, "b": 1.0}, exact=False)
 
 
 def test_other_weights(run, verify):
@@ -136,6 +168,27 @@ def test_other_data(run, verify, tmp_path, monkeypatch):
         ("{", "cannot be read"),
         ("[]", "is not a run's receipt: it has no experiment"),
         ('{"experiment": "a", "metrics": {}}', "it has no checkpoint, config_sha256, data"),
+        (
+            json.dumps({key: [] for key in ("metrics", "checkpoint", "data", "versions", "devices")} | {"seed": "1"}),
+            "it has no exp",
+        ),
+        (
+            json.dumps(
+                {
+                    "experiment": "a",
+                    "metrics": {"x": "y"},
+                    "checkpoint": {"path": 1},
+                    "config_sha256": "",
+                    "data": {},
+                    "tested": 1,
+                    "seed": 1,
+                    "parameters": 1,
+                    "versions": {},
+                    "devices": {},
+                }
+            ),
+            "it has no checkpoint.path",
+        ),
     ],
 )
 def test_what_is_no_receipt_is_one_line(run, verify, content, line):
