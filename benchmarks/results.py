@@ -11,10 +11,7 @@ again at any time. The numbers are mean and standard deviation over the seeds.
 """
 
 import argparse
-import ast
 import contextlib
-import functools
-import hashlib
 import json
 import math
 import os
@@ -31,17 +28,13 @@ import yaml
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from fingerprint import fingerprint, module
+
 from runner.errors import InputError, did_you_mean, one_line
 from runner.files import write_whole
 
 EXPERIMENTS, README = ROOT / "experiments", ROOT / "README.md"
 RESULTS = Path(__file__).with_name("results.jsonl")
-OURS = ("lit_models.", "datamodules.", "callbacks.seeding", "callbacks.checkpoint")  # what a number depends on
-ALWAYS = (
-    "callbacks.seeding.EpochSeeding",
-    "callbacks.checkpoint.BestCheckpoint",
-    "callbacks.checkpoint.LastCheckpoint",
-)
 NEEDED = {"experiment", "seed", "key", "metrics", "seconds", "devices", "data"}  # of a record
 STARTUP = 8.0  # seconds from the command to training, and from the end of training to the end
 
@@ -113,7 +106,7 @@ def measure(name: str, seed: int) -> tuple[dict | None, str]:
         command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
     )
     folders = re.findall(r"^run +(.+)$", done.stdout, flags=re.M)
-    _module.cache_clear()
+    module.cache_clear()
     if key(name) != before:
         return None, "settings or code were changed while it ran"
     if done.returncode or not folders:
@@ -138,69 +131,9 @@ def expected_seconds(name: str, records: list[dict]) -> float:
     return statistics.mean([r["seconds"]["whole"] for r in records] or [60.0])
 
 
-# -- what is the same ------------------------------------------------------------------------------------------------
-
-
 def key(name: str) -> str:
-    """Return a hash of the experiment's settings and of the code that they name, with all that this code uses of ours."""
-    config = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text())
-    text = json.dumps(config, sort_keys=True)
-    named = re.findall(r'"((?:lit_models|datamodules)\.[\w.]+)"', text)
-    digest = hashlib.sha256(text.encode())
-    for _, node in sorted(_used([*named, *ALWAYS]).items()):
-        digest.update(ast.dump(node).encode())
-    return digest.hexdigest()[:16]
-
-
-def _used(named: list[str]) -> dict[str, ast.AST]:
-    """Return the definitions behind `named`, such as "lit_models.mlp.MLP", and behind every name that they use."""
-    found, waiting = {}, list(named)
-    while waiting:
-        path = waiting.pop()
-        module, _, name = path.rpartition(".")
-        definitions, imports = _module(module)
-        if path in found or name not in definitions:
-            continue
-        found[path] = definitions[name]
-        used = {node.id for node in ast.walk(definitions[name]) if isinstance(node, ast.Name)}
-        for other in [imports.get(other, f"{module}.{other}") for other in used]:
-            inside, _ = _module(other)  # `from lit_models import mlp` gives a whole module
-            waiting += [f"{other}.{name}" for name in inside] or [other]
-        waiting.append(f"{module}.")
-    return found
-
-
-@functools.cache
-def _module(module: str) -> tuple[dict[str, ast.AST], dict[str, str]]:
-    """Return a module's top-level definitions, without docstrings, and where the names that it imports come from."""
-    definitions, imports = {}, {}
-    file = ROOT / f"{module.replace('.', '/')}.py"
-    if not module.startswith(OURS) or not file.is_file():
-        return definitions, imports
-    tree, rest = _without_docstrings(ast.parse(file.read_text())), []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            imports |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Import):
-            imports |= {alias.asname: alias.name for alias in node.names if alias.asname}
-    for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            definitions[node.name] = node
-        elif isinstance(node, ast.Assign | ast.AnnAssign) and all(isinstance(target, ast.Name) for target in targets):
-            definitions |= {target.id: node for target in targets}
-        elif not isinstance(node, ast.Import | ast.ImportFrom):
-            rest.append(node)
-    definitions[""] = ast.Module(rest, [])  # what else a module does when it is imported
-    return definitions, imports
-
-
-def _without_docstrings(tree: ast.AST) -> ast.AST:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            node.body = body[1:]
-    return tree
+    """Return what makes a run of the experiment the same one: a hash of its settings and of all code that they use."""
+    return fingerprint(EXPERIMENTS / f"{name}.yaml", ROOT)
 
 
 def append(record: dict) -> None:

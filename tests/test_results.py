@@ -68,9 +68,9 @@ def root(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "EXPERIMENTS", tmp_path / "experiments")
     monkeypatch.setattr(results, "README", tmp_path / "README.md")
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results.jsonl")
-    results._module.cache_clear()
+    results.module.cache_clear()
     yield tmp_path
-    results._module.cache_clear()
+    results.module.cache_clear()
 
 
 def calls(root) -> list[str]:
@@ -187,7 +187,7 @@ def test_what_makes_a_run_another_one(root, file, old, new, same):
     text = (root / file).read_text()
     assert old in text
     (root / file).write_text(text.replace(old, new))
-    results._module.cache_clear()
+    results.module.cache_clear()
     assert (results.key("a") == before) == same
 
 
@@ -195,12 +195,12 @@ def test_numbers_of_older_code_are_not_mixed_with_new_ones(root):
     assert results.main(["a"]) == 0
     text = (root / "lit_models" / "mlp.py").read_text()
     (root / "lit_models" / "mlp.py").write_text(text.replace("nn.ReLU()", "nn.GELU()"))
-    results._module.cache_clear()
+    results.module.cache_clear()
     assert results.main(["a", "--seeds", "1", "2"]) == 2
     assert "seeds 1, 2, 3)" in results.measured_line("a")  # as it was
     calls(root)
     (root / "lit_models" / "mlp.py").write_text(text)  # back again: what was measured for it counts
-    results._module.cache_clear()
+    results.module.cache_clear()
     assert results.main(["a"]) == 0
     assert calls(root) == []
     assert "seeds 1, 2, 3)" in results.measured_line("a")
