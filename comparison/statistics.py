@@ -125,7 +125,8 @@ def _names(groups: list[list[Record]], most: int = 3) -> list[str]:
 
 
 def _short(key: str, value: object) -> str:
-    return str(value).rpartition(".")[2] if key.endswith("class_path") else str(value)[-40:]
+    text = number(value) if isinstance(value, float) else str(value)[-40:]
+    return text.rpartition(".")[2] if key.endswith("class_path") else text
 
 
 def compare(a: Group, b: Group, metric: str) -> str:

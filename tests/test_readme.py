@@ -61,7 +61,9 @@ def test_commands_on_a_run_work(train):
 
 
 def test_every_file_that_a_command_names_is_there():
-    words = {word for line in LINES if line.startswith("python ") for word in line.split() if word.endswith((".yaml", ".py"))}
+    words = {
+        word for line in LINES if line.startswith("python ") for word in line.split() if word.endswith((".yaml", ".py"))
+    }
     words = {word for word in words if "RUN" not in word}
     assert {"sweep.py", "compare.py", "sweeps/mnist_mlp.yaml"} <= words
     assert not [word for word in words if not (REPOSITORY / word).is_file()]
