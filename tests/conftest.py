@@ -1,10 +1,15 @@
 """Small files in the datasets' real layout, and train.py called in this process."""
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# A shell starts what is to run in the background with Ctrl-C ignored, and children inherit that: some tests send it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REAL_DATA_DIR = os.environ.get("DATA_DIR")
 REPOSITORY = Path(__file__).parent.parent
