@@ -7,10 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import Trainer
+from torch import nn
 from torchmetrics.functional import mean_squared_error
 from torchvision.ops import MLP as TorchvisionMLP
 
 from datamodules.mnist import MNIST
+from lit_models.lenet import LeNet
 from lit_models.mlp import MLP
 from lit_models.softmax_regression import SoftmaxRegression
 
@@ -19,6 +21,7 @@ MODELS = {  # name -> a function of keyword arguments, for images (B, 1, 28, 28)
     "mlp_mse": functools.partial(MLP, (784, 64, 10), loss="mse"),
     "mlp_dropout": functools.partial(MLP, (784, 64, 64, 10), dropout=0.1),
     "softmax_regression": SoftmaxRegression,
+    "lenet": LeNet,
 }
 
 
@@ -87,6 +90,23 @@ def test_mlp_equals_torchvisions():
             a.copy_(b)
     images = torch.rand(7, 1, 28, 28)
     torch.testing.assert_close(ours(images), theirs.eval()(images.flatten(1)))
+
+
+@pytest.mark.parametrize(("size", "channels"), [(28, 1), (32, 1), (32, 3)])
+def test_lenet_equals_its_layers_one_after_the_other(size, channels):
+    padding = 2 if size == 28 else 0
+    theirs = nn.Sequential(
+        nn.Conv2d(channels, 6, 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
+    )  # fmt: skip
+    ours = LeNet(image_size=size, channels=channels)
+    with torch.no_grad():
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            a.copy_(b)
+    images = torch.rand(3, channels, size, size)
+    torch.testing.assert_close(ours(images), theirs(images))
+    if channels == 1:
+        assert sum(p.numel() for p in ours.parameters()) == 61_706  # the tutorial's
 
 
 def test_dropout_works_in_training_only():
