@@ -416,6 +416,19 @@ class TestPage:
                 lighter, darker = sorted((luminance(ink), luminance(background)), reverse=True)
                 assert (lighter + 0.05) / (darker + 0.05) > 7  # WCAG AAA
 
+    def test_names_stand_on_one_line_and_on_a_phone_leave_room_for_the_numbers(self, make, tmp_path, open_page):
+        for i in range(3):
+            make(f"curve_no_dropout_with_a_name_{i}", acc=0.9 + i / 100, **{f"a_setting_with_a_long_name_{i}": i})
+        path = tmp_path / "compare.html"
+        assert main([str(tmp_path / "runs"), "--html", str(path)]) == 0
+        page, _ = open_page(path)
+        for table in ("results", "config"):
+            heights = page.evaluate(f"[...document.querySelectorAll('#{table} tbody tr')].map(row => row.offsetHeight)")
+            assert max(heights) < 45
+        page.set_viewport_size({"width": 420, "height": 800})
+        name, box = (page.locator(f"#config {part}").first.bounding_box() for part in ("tbody td", "tbody"))
+        assert name["width"] < 0.6 * 420 < box["width"]
+
     def test_names_are_text_not_markup(self, make, tmp_path, open_page):
         folder = make()
         config = yaml.safe_load((folder / "config.yaml").read_text())
