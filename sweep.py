@@ -3,8 +3,7 @@
 python sweep.py sweeps/mnist_mlp.yaml
 python sweep.py --help
 
-The file is one for `wandb sweep`, which runs it online; here it runs without an account, one trial after the other. Its
-format: https://docs.wandb.ai/models/sweeps/sweep-config-keys, and src/sweeps/config/schema.json in wandb/sweeps.
+The file is one for `wandb sweep`, which runs it online; here it runs without an account, one trial after the other.
 
 What is known of a sweep is in `RUNS_DIR/sweeps/<name>-<hash>/`: `trials.jsonl`, a line for each trial that has ended,
 and what each of them printed. The hash is that of the file, of the YAML files that its command names, and of the seed:
@@ -19,7 +18,7 @@ import time
 from pathlib import Path
 
 from runner.errors import InputError, did_you_mean, existing_file, one_line
-from runner.files import write_whole
+from runner.files import list_yaml, write_whole
 from sweeping.file import REPOSITORY, Sweep, read_sweep
 from sweeping.process import only_one, run_command
 from sweeping.trials import as_word, draw_trials, fill_command, judge, read_records, state_folder
@@ -94,10 +93,7 @@ def parse(argv: list[str]) -> tuple[Path, int | None, int | None]:
 
 def help_text() -> str:
     """Return what `--help` prints: how to call, and the sweeps there are with the first line of each."""
-    paths = sorted((REPOSITORY / "sweeps").glob("*.yaml"))
-    width = max((len(p.name) for p in paths), default=0) + 2
-    lines = (f"  {p.name:{width}}{p.read_text().partition(chr(10))[0].lstrip('# ')}" for p in paths)
-    return HELP + "\n".join(lines)
+    return HELP + list_yaml(REPOSITORY / "sweeps")
 
 
 def run_sweep(sweep: Sweep, trials: list[dict], folder: Path) -> int:

@@ -11,7 +11,6 @@ again at any time. The numbers are mean and standard deviation over the seeds.
 """
 
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -31,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from fingerprint import fingerprint, module
 
 from runner.errors import InputError, did_you_mean, one_line
-from runner.files import write_whole
+from runner.files import printed_run, read_json_lines, write_whole
 
 EXPERIMENTS, README = ROOT / "experiments", ROOT / "README.md"
 RESULTS = Path(__file__).with_name("results.jsonl")
@@ -68,7 +67,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def measure_all(arguments: argparse.Namespace) -> int:
     """Run what is not measured yet; write header and table when all seeds of an experiment are."""
-    records = read_records()
+    records = read_json_lines(RESULTS, NEEDED)
     todo = []
     for name in arguments.experiments:
         done = {r["seed"] for r in records if (r["experiment"], r["key"]) == (name, key(name))}
@@ -105,14 +104,14 @@ def measure(name: str, seed: int) -> tuple[dict | None, str]:
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
     )
-    folders = re.findall(r"^run +(.+)$", done.stdout, flags=re.M)
+    run = printed_run(done.stdout)
     module.cache_clear()
     if key(name) != before:
         return None, "settings or code were changed while it ran"
-    if done.returncode or not folders:
+    if done.returncode or not run:
         return None, (done.stderr.strip().splitlines() or ["no run was printed"])[-1]
     try:
-        receipt = json.loads((ROOT / folders[-1] / "receipt.json").read_text())
+        receipt = json.loads((ROOT / run / "receipt.json").read_text())
         told = ("metrics", "parameters", "epochs", "checkpoint", "data", "precision", "devices", "versions", "git")
         record = {"experiment": name, "seed": seed, "key": before, **{k: receipt[k] for k in told}}
         record["data"] = {**record["data"], "source": re.sub(r"(in|of) /.*/", r"\1 ", record["data"]["source"])}
@@ -143,17 +142,6 @@ def append(record: dict) -> None:
         file.write("\n" * cut_short + json.dumps(record) + "\n")
 
 
-def read_records() -> list[dict]:
-    """Return what is measured; a line cut short by a crash is left out."""
-    records = []
-    for line in RESULTS.read_text(errors="replace").splitlines() if RESULTS.exists() else ():
-        with contextlib.suppress(ValueError):
-            record = json.loads(line)
-            if isinstance(record, dict) and record.keys() >= NEEDED:
-                records.append(record)
-    return records
-
-
 # -- what is written -------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +164,6 @@ def summary(name: str, records: list[dict]) -> tuple[str, str]:
     """Return what stands in the header and in the README's table, from runs of the code and settings as they are.
 
     Where there is none of these, the newest ones count: code that others use too may have changed since.
-
 
     The metrics are those that the header names already, else that by which the best checkpoint is chosen.
 

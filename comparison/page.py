@@ -88,7 +88,7 @@ def page_data(path: Path, records: list[Record], groups: list[Group]) -> dict:
                 "texts": {m: with_interval(group.mean(m), group.interval(m)) for m in group.metrics},
                 "less": [metric for metric in group.metrics if group.less_is_better(metric)],
                 "parameters": group.runs[0].parameters,
-                "seconds": _finite({"mean": sum(run.seconds for run in group.runs) / len(group.runs)})["mean"],
+                "seconds": _finite({"mean": group.seconds})["mean"],
                 "config": [str(group.runs[0].config.get(key, "")) for key in keys],
             }
             for i, group in enumerate(groups)

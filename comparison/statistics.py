@@ -39,6 +39,11 @@ class Group:
         """Fingerprint of what it was trained and tested on: numbers on other data do not compare."""
         return str(self.runs[0].config["data"])
 
+    @property
+    def seconds(self) -> float:
+        """Of training, the mean over the seeds."""
+        return sum(run.seconds for run in self.runs) / len(self.runs)
+
     def less_is_better(self, metric: str) -> bool:
         """Whether a smaller value is a better one: as `checkpoint.mode` says of the monitored metric; else by its name."""
         name = metric.rpartition("/")[2]

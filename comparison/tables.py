@@ -29,8 +29,9 @@ def experiment_tables(groups: list[Group]) -> list[Table]:
         rows = []
         for i, group in enumerate(members):
             cells = [with_interval(group.mean(m), group.interval(m)) + "*" * (i in best[m]) for m in metrics]
-            seconds = sum(run.seconds for run in group.runs) / len(group.runs)
-            rows.append([group.name, str(len(group.runs)), *cells, f"{group.runs[0].parameters:,}", f"{seconds:.1f}"])
+            rows.append(
+                [group.name, str(len(group.runs)), *cells, f"{group.runs[0].parameters:,}", f"{group.seconds:.1f}"]
+            )
         tables.append(Table(members[0].runs[0].data, ["experiment", "n", *metrics, "parameters", "seconds"], rows))
     return tables
 

@@ -2,13 +2,12 @@
 
 import os
 import re
-import textwrap
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.errors import InputError, did_you_mean, existing_file
-from runner.files import read_yaml
+from runner.files import list_yaml, read_yaml
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -118,10 +117,7 @@ def parse(argv: list[str]) -> Arguments | None:
 
 def help_text() -> str:
     """Return what `--help` prints: how to call, and the experiments there are with the first line of each."""
-    paths = sorted(EXPERIMENTS.glob("*.yaml"))
-    width = max((len(p.name) for p in paths), default=0) + 2
-    lines = (f"{p.name:{width}}{p.read_text().partition(chr(10))[0].lstrip('# ')}" for p in paths)
-    return HELP + textwrap.indent("\n".join(lines), "  ")
+    return HELP + list_yaml(EXPERIMENTS)
 
 
 def _experiment_name(path: Path) -> str:

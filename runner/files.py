@@ -1,6 +1,9 @@
 """Files that a run writes: on disk whole, or as they were before; and what is in them."""
 
+import contextlib
+import json
 import os
+import re
 from pathlib import Path
 
 import yaml
@@ -42,6 +45,30 @@ def read_yaml(path: Path) -> object:
         raise InputError(f"{path}:{mark.line + 1}: not YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as a 30th of February
         raise InputError(f"{path}: not YAML: {one_line(error)}") from None
+
+
+def read_json_lines(path: Path, needed: set[str]) -> list[dict]:
+    """Return the objects of a file with one a line; what lacks a key that is needed is left out, as a line cut short is."""
+    records = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and record.keys() >= needed:
+                records.append(record)
+    return records
+
+
+def list_yaml(folder: Path) -> str:
+    """Return a line for each YAML file: its name, and the first line of what stands in it."""
+    paths = sorted(folder.glob("*.yaml"))
+    width = max((len(p.name) for p in paths), default=0) + 2
+    return "\n".join(f"  {p.name:{width}}{p.read_text().partition(chr(10))[0].lstrip('# ')}" for p in paths)
+
+
+def printed_run(output: str) -> str | None:
+    """Return the run's folder that train.py has printed, None if it has not got so far."""
+    folders = re.findall(r"^run {2,}(.*\S)", output, flags=re.M)
+    return folders[-1] if folders else None
 
 
 def flat(config: object, prefix: str = "") -> dict[str, object]:

@@ -1,6 +1,5 @@
 """A sweep's trials: the parameters and the command of each, and what has come of those that have ended."""
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -13,6 +12,7 @@ import sys
 from pathlib import Path
 
 from runner.errors import InputError, did_you_mean, one_line
+from runner.files import printed_run, read_json_lines
 from runner.history import read_history
 from sweeping.distributions import DISTRIBUTIONS
 from sweeping.file import REPOSITORY, Sweep
@@ -107,7 +107,7 @@ def as_word(value: object) -> str:
 
 
 def state_folder(sweep: Sweep, seed: int) -> Path:
-    """Return the folder of what is known of a sweep; the docstring of this file says what makes it the same one."""
+    """Return the folder of what is known of a sweep; that of sweep.py says what makes it the same one."""
     digest = hashlib.sha256(f"{seed}\n".encode() + sweep.path.read_bytes())
     for word in sweep.command:
         if word.endswith(".yaml") and (REPOSITORY / word).is_file():
@@ -119,13 +119,7 @@ def state_folder(sweep: Sweep, seed: int) -> Path:
 
 def read_records(path: Path) -> dict[int, dict]:
     """Return index -> record of the trials that have ended. A line cut short is left out: its trial runs again."""
-    records = {}
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            record = json.loads(line)
-            if isinstance(record, dict) and record.keys() >= RECORD and isinstance(record["index"], int):
-                records[record["index"]] = record
-    return records
+    return {r["index"]: r for r in read_json_lines(path, RECORD) if isinstance(r["index"], int)}
 
 
 def judge(log: Path, code: int, metric: str) -> dict:
@@ -135,14 +129,14 @@ def judge(log: Path, code: int, metric: str) -> dict:
     from its metrics.csv, those of the epoch that was tested: a sweep should choose by what the validation set says.
     """
     lines = [line.rstrip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    runs = [line.removeprefix("run").strip() for line in lines if line.startswith("run  ")]
-    result = {"state": "failed", "run": runs[-1] if runs else None, "metrics": {}, "error": None}
+    run = printed_run("\n".join(lines))
+    result = {"state": "failed", "run": run, "metrics": {}, "error": None}
     if code:
         what = f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
         return result | {"error": ": ".join([what, *lines[-1:]])}
-    if not runs:
+    if not run:
         return result | {"error": "it printed no line `run      FOLDER`"}
-    folder = REPOSITORY / runs[-1]
+    folder = REPOSITORY / run
     try:
         receipt = json.loads((folder / "receipt.json").read_text())
         epoch = receipt.get("checkpoint", {}).get("epoch")

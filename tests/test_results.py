@@ -20,7 +20,7 @@ EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "experiments").glob("*.
 def test_header_and_readme_say_what_was_measured(name):
     if results.measured_line(name) == "# Measured: not measured":
         return
-    records = results.read_records()
+    records = results.read_json_lines(results.RESULTS, results.NEEDED)
     header, cell = results.summary(name, records)
     assert results.measured_line(name) == header, f"python benchmarks/results.py --write {name}"
     (row,) = re.findall(rf"^\|.*`experiments/{name}\.yaml` \| (.*) \|$", results.README.read_text(), flags=re.M)
