@@ -25,7 +25,11 @@ def main(argv: list[str] | None = None) -> int:
             from runner.verify import verify
 
             return verify(asked.verify, experiment, test)
-        if asked.ckpt:
+        if asked.predict:
+            from runner.predict import predict
+
+            predict(experiment, asked.ckpt, asked.predict)
+        elif asked.ckpt:
             print_metrics(test(experiment, asked.ckpt))
         else:
             train(experiment, asked.resume)
@@ -89,7 +93,7 @@ def fit(experiment, run, progress):
     """Train to the end, and return the Trainer."""
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-    from callbacks.checkpoint import LastCheckpoint
+    from callbacks.checkpoint import LastCheckpoint, check_logged
     from callbacks.progress import LearningRate
     from callbacks.seeding import EpochSeeding
 
@@ -110,10 +114,10 @@ def fit(experiment, run, progress):
         )
     except MisconfigurationException as error:
         if "could not find the monitored key" in str(error):
-            experiment.check_logged("checkpoint.monitor", best.monitor, trainer)
+            check_logged("checkpoint.monitor", best.monitor, trainer)
         raise InputError(one_line(error)) from error
     if not (run.folder / "best.ckpt").exists():
-        experiment.check_logged("checkpoint.monitor", best.monitor, trainer)
+        check_logged("checkpoint.monitor", best.monitor, trainer)
         raise InputError("training ended without a best checkpoint to test")
     return trainer
 
@@ -145,9 +149,8 @@ def print_what_runs(experiment) -> None:
     verbs = {"train": "to train", "val": "to validate", "test": "to test"}
     sizes = ", ".join(f"{size:,} {verbs[name]}" for name, size in data.sizes.items() if size)
     print(f"{type(data).__name__}: {sizes}: {data.source}")
-    print(
-        f"{type(model).__name__}: {sum(p.numel() for p in model.parameters()):,} parameters, seed {experiment.seed}\n"
-    )
+    print(f"{type(model).__name__}: {sum(p.numel() for p in model.parameters()):,} parameters, seed {experiment.seed}")
+    print(f"weights: {model.pretrained['file']}\n" if model.pretrained else "")
 
 
 def print_metrics(metrics: dict[str, float]) -> None:

@@ -66,9 +66,15 @@ class BestCheckpoint(_RunCheckpoint):
             ("checkpoint.monitor", self.monitor),
             *(("lr_scheduler.monitor", c.monitor) for c in plateaus),
         ):
-            if name.startswith("train/") and name not in trainer.callback_metrics:
-                raise InputError(f"{key}: {name!r} is never logged{did_you_mean(name, trainer.callback_metrics)}")
+            if name.startswith("train/"):
+                check_logged(key, name, trainer)
         super().on_train_epoch_end(trainer, pl_module)
+
+
+def check_logged(key: str, name: str, trainer: Trainer) -> None:
+    """Raise InputError if nothing was logged under the name that `key` gives."""
+    if name not in trainer.callback_metrics:
+        raise InputError(f"{key}: {name!r} is never logged{did_you_mean(name, trainer.callback_metrics)}")
 
 
 class LastCheckpoint(_RunCheckpoint):

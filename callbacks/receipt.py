@@ -54,6 +54,7 @@ def write_receipt(
         "data": experiment.datamodule.describe(),
         "tested": count.samples,
         "seed": experiment.seed,
+        "pretrained": experiment.model.pretrained,
         "parameters": sum(p.numel() for p in experiment.model.parameters()),
         "precision": trainer.precision,
         "devices": {**describe_device(trainer), "count": trainer.num_devices},

@@ -12,13 +12,13 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 
-def epoch_seed(epoch: int) -> int:
-    """Return 64 well-mixed bits from the run's seed and `epoch`.
+def epoch_seed(epoch: int, *stream: int) -> int:
+    """Return 64 well-mixed bits from the run's seed and `epoch`; other ones for each `stream` that is drawn from.
 
     The run's seed is the one last given to `pytorch_lightning.seed_everything` (0 if there was none).
     """
     seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
+    return int(np.random.SeedSequence([seed, epoch, *stream]).generate_state(1, np.uint64)[0])
 
 
 class EpochSeeding(Callback):

@@ -8,13 +8,13 @@ Source: lecture on linear regression.
 import csv
 import io
 import math
-import os
 import re
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from datamodules.files import data_dir
 from datamodules.in_memory import InMemoryDataModule, InMemoryDataset
 from runner.errors import InputError, did_you_mean, existing_file
 from runner.files import write_whole
@@ -61,7 +61,7 @@ class Line(InMemoryDataModule):
     def path(self) -> Path:
         """The file that is read."""
         name = f"{self.slope!r}x{self.intercept:+}_noise{self.noise!r}_n{self.points}_seed{self.seed}.csv"
-        return Path(self.file) if self.file else Path(os.environ.get("DATA_DIR") or "data") / "lines" / name
+        return Path(self.file) if self.file else data_dir() / "lines" / name
 
     def prepare_data(self) -> None:
         """Draw the points and write the file, if there is none.

@@ -5,19 +5,18 @@ Sources: LeCun et al. 1998 (http://yann.lecun.com/exdb/mnist); Xiao et al. 2017 
 Shapes: B batch; pictures are (B, 1, 28, 28), uint8 in memory, floats in [0, 1] (or normalised) on the device.
 """
 
-import contextlib
-import io
-import os
-import socket
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from datamodules.files import data_dir, download
 from datamodules.in_memory import InMemoryDataModule, InMemoryDataset
-from runner.errors import InputError, one_line
+from datamodules.pictures import read_picture
+from runner.errors import InputError
 
 FILES = {  # torchvision's layout, below <DATA_DIR>/<name>/raw
     "train_images": "train-images-idx3-ubyte",
@@ -37,6 +36,8 @@ class _IdxImages(InMemoryDataModule):
         eval_batch_size: samples in a batch of validation and test.
     """
 
+    is_white_on_black = True
+
     def __init__(
         self,
         batch_size: int = 100,
@@ -54,7 +55,7 @@ class _IdxImages(InMemoryDataModule):
     @property
     def folder(self) -> Path:
         """Where the four files are, or are downloaded to."""
-        return Path(os.environ.get("DATA_DIR") or "data") / type(self).__name__ / "raw"
+        return data_dir() / type(self).__name__ / "raw"
 
     def prepare_data(self) -> None:
         """Download what is missing; leave it to `setup` to say what could not be had."""
@@ -62,22 +63,9 @@ class _IdxImages(InMemoryDataModule):
             return
         import torchvision.datasets  # a second to import: only if it is needed
 
-        print(f"{type(self).__name__}: not in {self.folder}, downloading", flush=True)
         dataset = getattr(torchvision.datasets, type(self).__name__)
-        timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(15)  # a network that swallows packets must not hang the run
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # its progress bars are on stderr
-                dataset(self.folder.parent.parent, download=True)
-        except (OSError, RuntimeError) as error:
-            self.download_error = one_line(
-                str(error).strip().splitlines()[-1]
-            )  # torchvision's first lines name the mirrors
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()  # only if empty
-                self.folder.parent.rmdir()
-        finally:
-            socket.setdefaulttimeout(timeout)
+        root = self.folder.parent.parent
+        self.download_error = download(type(self).__name__, self.folder, lambda: dataset(root, download=True))
 
     def setup(self, stage: str | None = None) -> None:
         """Read the files into memory, and split off the validation set.
@@ -121,6 +109,19 @@ class _IdxImages(InMemoryDataModule):
             tensors += [images.unsqueeze(1), labels]  # (N, 28, 28) -> (N, 1, 28, 28)
         self.source = f"files in {self.folder}"
         return tuple(tensors)
+
+    def read_input(self, path: Path) -> Tensor:
+        """Return any picture as the model knows them: (1, 28, 28) uint8, grey, its sides squeezed to a square.
+
+        The datasets' own are white on black. One that is dark on white stays so, and is likely to be taken for another
+        class: invert it first.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        grey = Image.fromarray(read_picture(path)).convert("L")
+        pixels = grey.resize((28, 28), Image.Resampling.BILINEAR)  # on the way down it takes the mean: no aliasing
+        return torch.from_numpy(np.array(pixels)).unsqueeze(0)  # (28, 28) -> (1, 28, 28)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Turn uint8 pixels to floats, on the device: to [0, 1], and to mean 0 and standard deviation 1 if so asked."""

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanSquaredError
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from callbacks.pictures import ClassificationPictures, RegressionPictures
 from runner.errors import InputError
@@ -24,6 +25,8 @@ class Task(LightningModule):
         lr_scheduler: from an optimiser to a scheduler; None keeps the learning rate.
         lr_interval: whether the scheduler steps once an epoch, or once a step.
     """
+
+    pretrained: dict | None = None  # the weights that it began with: file and SHA-256, for the receipt
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class Task(LightningModule):
     def configure_optimizers(self):
         """Make the optimiser and, if there is one, its scheduler."""
         try:
-            optimizer = self.optimizer(self.parameters())
+            optimizer = self.optimizer(self.parameter_groups())
             scheduler = self.lr_scheduler(optimizer) if self.lr_scheduler else None
         except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # such as a negative learning rate
             raise InputError(f"the optimiser or its scheduler cannot be made: {error}") from error
@@ -69,6 +72,18 @@ class Task(LightningModule):
                 )
             config |= {"monitor": scheduler.monitor, "frequency": self.trainer.check_val_every_n_epoch or 1}
         return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def parameter_groups(self) -> Iterable:
+        """What the optimiser is given: all parameters, or groups of them with settings of their own."""
+        return self.parameters()
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Note which weights training began with: a resumed run does not load them again."""
+        checkpoint["pretrained"] = self.pretrained
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Take over the note."""
+        self.pretrained = checkpoint.get("pretrained")
 
     def on_train_start(self) -> None:
         """Log at least once an epoch: one shorter than the logging interval could go by without a metric."""
@@ -118,11 +133,15 @@ class Classifier(Task):
 
     A subclass's forward maps images (B, C, H, W) to logits (B, K). Batches are (images, labels), labels (B,) int64.
     `train/loss` and `train/acc` are over the samples since the last log; those of `val` and `test` over the whole set.
+    Test adds `test/acc_top5` (the label is among the five largest logits) where K > 5, and for each class the share of
+    its samples classified right, `test_acc/<class>`.
 
     Args:
         num_classes: K.
         loss: `cross_entropy` of the softmax of the logits, or `mse`: the mean over B x K of the squared difference
             between the logits and the one-hot labels.
+        label_smoothing: how much of a training label's weight is shared out among all classes, with `cross_entropy`
+            (Szegedy et al. 2016).
         task: arguments of `Task`.
     """
 
@@ -133,19 +152,29 @@ class Classifier(Task):
         self,
         num_classes: int,
         loss: Literal["cross_entropy", "mse"] = "cross_entropy",
+        label_smoothing: float = 0.0,
         **task,
     ):
+        if not 0 <= label_smoothing < 1:
+            raise InputError(f"label_smoothing must be from 0 to below 1, got {label_smoothing}")
         super().__init__(**task)
         self.num_classes = num_classes
-        self.loss_name = loss
+        self.loss_name, self.label_smoothing = loss, label_smoothing
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_acc = self.val_acc.clone()
+        self.test_acc_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=5) if num_classes > 5 else None
+        self.test_counts = MulticlassConfusionMatrix(num_classes)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Loss of logits (B, K) for labels (B,): a scalar, the batch's mean."""
         if self.loss_name == "mse":
             return F.mse_loss(logits, F.one_hot(labels, self.num_classes).to(logits.dtype))
-        return F.cross_entropy(logits, labels)
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+    def training_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is minimised for images (B, C, H, W), a scalar, and their logits (B, K)."""
+        logits = self(images)
+        return self.loss(logits, labels, self.label_smoothing), logits
 
     def setup(self, stage: str) -> None:
         """Check that the data has as many classes as the model.
@@ -161,8 +190,7 @@ class Classifier(Task):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss."""
         images, labels = batch
-        logits = self(images)  # (B, C, H, W) -> (B, K)
-        loss = self.loss(logits, labels)
+        loss, logits = self.training_loss(images, labels)
         right = (logits.detach().argmax(dim=1) == labels).sum()
         self.log_train(batch_idx, len(labels), loss=loss * len(labels), acc=right)
         return loss
@@ -172,8 +200,25 @@ class Classifier(Task):
         self._evaluate(batch, "val", self.val_acc)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Add a batch to `test/loss` and `test/acc`; return the logits (B, K), for the pictures."""
-        return self._evaluate(batch, "test", self.test_acc)
+        """Add a batch to the test's metrics; return the logits (B, K), for the pictures."""
+        logits = self._evaluate(batch, "test", self.test_acc)
+        self.test_counts.update(logits, batch[1])
+        if self.test_acc_top5:
+            self.test_acc_top5.update(logits, batch[1])
+            self.log("test/acc_top5", self.test_acc_top5, batch_size=len(logits))
+        return logits
+
+    def on_test_epoch_end(self) -> None:
+        """Log each class's accuracy; of a class without samples there is none."""
+        counts = self.test_counts.compute()  # (K, K), labels by row
+        self.test_counts.reset()
+        right, samples = counts.diag().tolist(), counts.sum(dim=1).tolist()
+        classes = getattr(self.trainer.datamodule, "classes", None) or range(self.num_classes)
+        self.log_dict({f"test_acc/{c}": r / n for c, r, n in zip(classes, right, samples, strict=True) if n})
+
+    def predict_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        """Return the probabilities (B, K) of a batch of (images, ...)."""
+        return self(batch[0]).float().softmax(dim=1)
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, accuracy: MulticlassAccuracy) -> Tensor:
         images, labels = batch

@@ -1,5 +1,6 @@
 """An experiment's YAML, made into objects by LightningCLI."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -12,10 +13,11 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint
+from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, check_logged
 from callbacks.progress import Bar
+from lit_models.pretrained import from_checkpoint
 from runner.arguments import Arguments, check_name
-from runner.errors import InputError, did_you_mean, one_line
+from runner.errors import InputError, one_line
 from runner.explain import explain, raised_in_init
 
 ROOT = Path(__file__).parent.parent
@@ -74,7 +76,9 @@ class Experiment(LightningCLI):
     def instantiate_classes(self) -> None:
         """Make model and data; Trainers are made later, one for each thing to do."""
         try:
-            self.config_init = self.parser.instantiate_classes(self.config)
+            brought = from_checkpoint() if self.has_checkpoint else contextlib.nullcontext()
+            with brought:
+                self.config_init = self.parser.instantiate_classes(self.config)
         except (ValueError, TypeError, IndexError, RuntimeError) as error:
             raise InputError(f"{self.arguments.config}: {_where(error)}{raised_in_init(str(error))}") from error
         self.model, self.datamodule = self.config_init["model"], self.config_init["data"]
@@ -91,6 +95,11 @@ class Experiment(LightningCLI):
     def seed(self) -> int:
         """The run's seed."""
         return self.config["seed_everything"]
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the weights come from a checkpoint: then no others are looked for."""
+        return bool(self.arguments.ckpt or self.arguments.resume or self.arguments.verify)
 
     def config_yaml(self) -> str:
         """Return the resolved configuration; `python train.py` on it repeats the run."""
@@ -162,7 +171,7 @@ class Experiment(LightningCLI):
             if name and name.startswith("val/") and self.config["trainer"]["limit_val_batches"] == 0:
                 raise InputError(f"trainer.limit_val_batches is 0: there would be no {name} for {key}")
             if name and not name.startswith("train/"):  # nothing was trained yet
-                self.check_logged(key, name, trainer)
+                check_logged(key, name, trainer)
 
     def load_data(self) -> None:
         """Find or make the data, and read it into the data module.
@@ -198,11 +207,6 @@ class Experiment(LightningCLI):
             raise InputError(
                 f"trainer: {size} processes are asked for, and train.py runs in one: set trainer.devices to 1"
             )
-
-    def check_logged(self, key: str, name: str, trainer: Trainer) -> None:
-        """Raise InputError if nothing was logged under the name that `key` gives."""
-        if name not in trainer.callback_metrics:
-            raise InputError(f"{key}: {name!r} is never logged{did_you_mean(name, trainer.callback_metrics)}")
 
 
 def _rehearse_scheduler(trainer: Trainer, config: dict) -> None:

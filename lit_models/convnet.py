@@ -1,0 +1,87 @@
+"""What the convolutional networks share: weights trained elsewhere, the memory format, compilation."""
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lit_models.pretrained import load_pretrained
+from lit_models.tasks import Classifier
+from runner.errors import InputError
+
+
+class ConvNet(Classifier):
+    """A classifier with `features`, from images (B, C, H, W) to maps (B, D, h, w), and a head from these to logits.
+
+    Args:
+        num_classes: K.
+        weights: torchvision's (`IMAGENET1K_V1`), or a file: see `load_pretrained`. With another number of classes than
+            theirs the last layer begins anew. None: all begins anew.
+        channels_last: whether to keep a pixel's channels side by side in memory, which convolutions are faster with.
+        compile: whether to compile the network with `torch.compile`; where that does not work (for want of a C++
+            compiler), a warning says so, and it runs as it is.
+        task: arguments of `Classifier`.
+    """
+
+    heads: tuple[str, ...]  # names of the layers whose size depends on K
+
+    def __init__(
+        self,
+        num_classes: int,
+        weights: str | list[str] | None = None,
+        channels_last: bool = False,
+        compile: bool = False,
+        **task,
+    ):
+        super().__init__(num_classes=num_classes, **task)
+        self.weights, self.channels_last, self.is_to_compile = weights, channels_last, compile
+
+    def load_weights(self, architecture: str | None, rename: Callable[[str], str] = str) -> None:
+        """Load `weights`, now that the network is made; for the arguments see `load_pretrained`."""
+        self.pretrained = load_pretrained(self, self.weights, architecture, "features.", self.heads, rename)
+
+    def setup(self, stage: str) -> None:
+        """Set the memory format, and compile."""
+        super().setup(stage)
+        if self.channels_last:
+            self.to(memory_format=torch.channels_last)  # the first convolution turns its images to it, too
+        if self.is_to_compile and self._compiled_call_impl is None and can_compile():
+            self.compile()
+
+    def training_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return loss and logits.
+
+        Raises:
+            InputError: a batch of one leaves batch norm a single value a channel, which has no variance.
+        """
+        try:
+            return super().training_loss(images, labels)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InputError(
+                f"{type(self).__name__} cannot be trained on a batch of one picture of {tuple(images.shape[2:])}: its last maps "
+                "are of one pixel, and batch norm cannot take the variance of a single value: choose a batch_size that "
+                "leaves no batch of one, or larger pictures"
+            ) from error
+
+
+def initialise(network: nn.Module) -> None:
+    """Draw the convolutions' weights as He et al. 2015 do for ReLU, from the maps that come out; biases begin at 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def can_compile() -> bool:
+    """Return whether `torch.compile` works here; a warning says why not."""
+    try:
+        torch.compile(torch.relu_, dynamic=False)(torch.zeros(2))
+    except Exception as error:  # of many kinds
+        warnings.warn(f"not compiled, so it runs as it is: {str(error).strip().splitlines()[0]}", stacklevel=2)
+        return False
+    print("compiling the network, which takes a minute or more the first time", flush=True)
+    return True
