@@ -10,12 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from datamodules.files import data_dir, download
 from datamodules.in_memory import InMemoryDataModule, InMemoryDataset
-from datamodules.pictures import read_picture
 from runner.errors import InputError
 
 FILES = {  # torchvision's layout, below <DATA_DIR>/<name>/raw
@@ -119,6 +117,10 @@ class _IdxImages(InMemoryDataModule):
         Raises:
             InputError: it cannot be read.
         """
+        from PIL import Image
+
+        from datamodules.pictures import read_picture  # OpenCV, which nothing else here needs
+
         grey = Image.fromarray(read_picture(path)).convert("L")
         pixels = grey.resize((28, 28), Image.Resampling.BILINEAR)  # on the way down it takes the mean: no aliasing
         return torch.from_numpy(np.array(pixels)).unsqueeze(0)  # (28, 28) -> (1, 28, 28)
