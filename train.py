@@ -154,11 +154,16 @@ def print_what_runs(experiment) -> None:
 
 
 def print_metrics(metrics: dict[str, float]) -> None:
-    """Print a short table."""
+    """Print a short table and, of a classifier, the classes it knows least."""
     from callbacks.progress import short
 
-    width = max(map(len, metrics))
-    print("\n" + "\n".join(f"{name:{width}}  {short(value)}" for name, value in sorted(metrics.items())))
+    by_class = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith("test_acc/")}
+    rows = {name: value for name, value in sorted(metrics.items()) if not name.startswith("test_acc/")}
+    width = max(map(len, rows))
+    print("\n" + "\n".join(f"{name:{width}}  {short(value)}" for name, value in rows.items()))
+    if by_class:
+        least = sorted(by_class, key=by_class.get)[:5]
+        print(f"{'of a class':{width}}  {', '.join(f'{name} {by_class[name]:.4f}' for name in least)}")
 
 
 def print_what_next(experiment, run, receipt: dict, trainer) -> None:

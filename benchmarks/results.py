@@ -84,7 +84,7 @@ def measure_all(arguments: argparse.Namespace) -> int:
             continue
         records.append(record)
         append(record)
-        told = "  ".join(f"{metric} {value:.5g}" for metric, value in record["metrics"].items())
+        told = "  ".join(f"{metric} {value:.5g}" for metric, value in record["metrics"].items() if "test/" in metric)
         print(f"{told}  {record['seconds']['fit']:.1f} s", flush=True)
         if name not in failed and name not in [other for other, _ in todo[i:]]:
             write_numbers(name, records)

@@ -4,7 +4,7 @@ import math
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from runner.history import read_history
 from runner.run import Run
@@ -49,7 +49,7 @@ def draw_curves(run: Run, trainer: Trainer) -> None:
 
 
 class ClassificationPictures(Callback):
-    """`predictions.png`: test pictures with prediction and label, wrong ones first; `confusion_matrix.png`.
+    """`predictions.png`: test pictures with prediction and label, wrong ones first; `confusion_matrix.png`; `filters.png`.
 
     Args:
         run: where the pictures go.
@@ -78,14 +78,21 @@ class ClassificationPictures(Callback):
                 kept.append((images[i].float().cpu(), int(predicted[i]), int(labels[i])))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw both."""
-        classes = getattr(trainer.datamodule, "classes", None) or [str(i) for i in range(pl_module.num_classes)]
+        """Draw them."""
+        classes = self.names(trainer, pl_module)
         labels, predicted = torch.cat(self.pairs, dim=1)  # (N,), (N,)
         share = float((labels != predicted).float().mean())
         self.run.save_picture(
             "predictions", self._predictions(classes, f"{share:.2%} of {len(labels):,} test pictures wrong")
         )
         self.run.save_picture("confusion_matrix", _confusion_matrix(labels, predicted, classes))
+        if (filters := first_filters(pl_module, (self.wrong + self.right)[0][0].shape)) is not None:
+            self.run.save_picture("filters", _filters(filters))
+
+    @staticmethod
+    def names(trainer: Trainer, pl_module: LightningModule) -> list[str]:
+        """Return the classes' names, or their numbers."""
+        return getattr(trainer.datamodule, "classes", None) or [str(i) for i in range(pl_module.num_classes)]
 
     def _predictions(self, classes, title: str):
         cells = self.rows * self.columns
@@ -97,12 +104,44 @@ class ClassificationPictures(Callback):
         for axis in grid:
             axis.axis("off")
         for axis, (image, predicted, label) in zip(grid, wrong + right, strict=False):
-            low, high = image.min(), image.max()
-            pixels = ((image - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0)  # (C, H, W) -> (H, W, C)
-            axis.imshow(pixels.squeeze(-1).numpy(), cmap="gray")
+            axis.imshow(pixels(image), cmap="gray")
             text = classes[predicted] if predicted == label else f"{classes[predicted]} ({classes[label]})"
             axis.set_title(text, fontsize=8, color=RED if predicted != label else "black", pad=2)
         return figure
+
+
+def pixels(image: Tensor):
+    """Return an image (C, H, W), of whatever range, as matplotlib wants it: (H, W, C) or (H, W), from 0 to 1."""
+    low, high = image.min(), image.max()
+    return ((image - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0).squeeze(-1).numpy()
+
+
+def first_filters(model: LightningModule, image: torch.Size, most: int = 64) -> Tensor | None:
+    """Return the first layer's filters as pictures (N, C, h, w), if it sees pictures: a convolution's, or a linear layer's."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            filters = module.weight
+        elif isinstance(module, nn.Linear) and module.in_features == image.numel():
+            filters = module.weight.view(-1, *image)  # (N, C * H * W) -> (N, C, H, W)
+        else:
+            continue
+        filters = filters.detach().float().cpu()[:most]
+        return filters if filters.shape[1] in (1, 3) else filters[:, :1]
+    return None
+
+
+def _filters(filters: Tensor):
+    columns = min(16, len(filters))
+    rows = math.ceil(len(filters) / columns)
+    size = 0.62 if filters.shape[2] <= 16 else 0.9
+    figure = new_figure(size * columns, size * rows + 0.5)
+    figure.suptitle(f"the first layer's filters ({len(filters)})", fontsize=11)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in grid:
+        axis.axis("off")
+    for axis, weight in zip(grid, filters, strict=False):
+        axis.imshow(pixels(weight), cmap="gray")
+    return figure
 
 
 def _confusion_matrix(labels: Tensor, predicted: Tensor, classes):

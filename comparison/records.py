@@ -123,7 +123,7 @@ def _read(record: Record, folder: Path) -> Record:
         return record
     try:
         receipt = json.loads((folder / "receipt.json").read_text())
-        record.metrics = {name: float(value) for name, value in receipt["metrics"].items()}
+        record.metrics = {n: float(v) for n, v in receipt["metrics"].items() if n.startswith("test/")}  # not each class
         record.parameters, record.seconds = int(receipt["parameters"]), float(receipt["seconds"]["fit"])
         git = receipt.get("git") or {}
         record.code = f"{git.get('commit')}{' and changes' * bool(git.get('dirty'))}"

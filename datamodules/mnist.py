@@ -34,8 +34,6 @@ class _IdxImages(InMemoryDataModule):
         eval_batch_size: samples in a batch of validation and test.
     """
 
-    is_white_on_black = True
-
     def __init__(
         self,
         batch_size: int = 100,
@@ -111,16 +109,17 @@ class _IdxImages(InMemoryDataModule):
     def read_input(self, path: Path) -> Tensor:
         """Return any picture as the model knows them: (1, 28, 28) uint8, grey, its sides squeezed to a square.
 
-        The datasets' own are white on black. One that is dark on white stays so, and is likely to be taken for another
-        class: invert it first.
+        The datasets' own are white on black; one that is dark on white stays so.
 
         Raises:
             InputError: it cannot be read.
         """
         from PIL import Image
 
-        from datamodules.pictures import read_picture  # OpenCV, which nothing else here needs
+        from datamodules.pictures import PictureError, check_picture, read_picture  # OpenCV: nothing else here needs it
 
+        if reason := check_picture(path)[1]:
+            raise PictureError(f"{path} cannot be read: {reason}")
         grey = Image.fromarray(read_picture(path)).convert("L")
         pixels = grey.resize((28, 28), Image.Resampling.BILINEAR)  # on the way down it takes the mean: no aliasing
         return torch.from_numpy(np.array(pixels)).unsqueeze(0)  # (28, 28) -> (1, 28, 28)

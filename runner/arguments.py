@@ -1,5 +1,6 @@
 """The command line, as far as it can be judged without torch, so that a typo is told in a fraction of a second."""
 
+import itertools
 import os
 import re
 import zipfile
@@ -7,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.errors import InputError, did_you_mean, existing_file
-from runner.files import list_yaml, read_yaml
+from runner.files import PICTURE_SUFFIXES, list_yaml, list_yaml_names, read_yaml
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -19,9 +20,11 @@ Train one experiment, test its best checkpoint, and leave a run that can be trus
   python train.py experiments/mnist_mlp.yaml --seed_everything 1       another seed
   python train.py experiments/mnist_mlp.yaml --print_config            every key there is, with its value
   python train.py experiments/mnist_mlp.yaml --ckpt RUN/best.ckpt      only test
+  python train.py RUN/config.yaml --ckpt RUN/best.ckpt --predict PATH  tell the class of a picture, or all in a folder
   python train.py --resume RUN                                         go on from RUN/last.ckpt
   python train.py --verify RUN/receipt.json                            test again, and compare with what it says
   python train.py RUN/config.yaml                                      the same run again
+  python train.py --list [WORD]                                        what each experiment is, of those with WORD in it
 
 RUN is a run's folder, such as runs/mnist_mlp/20261122-031023-s42-5coah8hx.
 
@@ -42,9 +45,10 @@ class Arguments:
         config: the YAML to run: the experiment's, or on `--resume` the run's own.
         name: the experiment's name, under which its runs are kept.
         overrides: everything else on the command line, for LightningCLI.
-        ckpt: a checkpoint to test, instead of training.
+        ckpt: a checkpoint to test, or to predict with, instead of training.
         resume: the folder of a run to go on with.
         verify: a receipt to hold against a new test.
+        predict: pictures to tell the classes of.
     """
 
     config: Path
@@ -53,13 +57,14 @@ class Arguments:
     ckpt: Path | None = None
     resume: Path | None = None
     verify: Path | None = None
+    predict: list[Path] = field(default_factory=list)
 
 
 def parse(argv: list[str]) -> Arguments | None:
     """Read the command line.
 
     Returns:
-        The arguments, or None if all that was wanted was the help text, which is then printed.
+        The arguments, or None if all that was wanted was the help text or the list, which is then printed.
 
     Raises:
         InputError: for whatever can be found wrong without torch.
@@ -75,6 +80,9 @@ def parse(argv: list[str]) -> Arguments | None:
             experiments.append(word)
             continue
         key, equals, value = word.partition("=")
+        if key == "--list":
+            print(list_experiments(value or " ".join(words)))
+            return None
         if key == "--print_config":  # the one option of LightningCLI's without a value
             overrides.append(word)
             continue
@@ -82,13 +90,19 @@ def parse(argv: list[str]) -> Arguments | None:
             value = next(words, None)
             if value is None:
                 raise InputError(f"{key} needs a value")
-        if key in ("--ckpt", "--resume", "--verify"):
+        if key in ("--ckpt", "--resume", "--verify", "--predict"):
             options[key] = value
         elif key in ("--config", "-c"):
             raise InputError(f"an experiment is complete in itself: name it without {key}")
         else:
             overrides += [key, value]
 
+    pictures = []
+    if "--predict" in options:
+        if options.keys() != {"--predict", "--ckpt"}:
+            raise InputError("--predict needs a trained model: give it --ckpt RUN/best.ckpt, not --resume or --verify")
+        pictures = [options.pop("--predict"), *(word for word in experiments if not word.endswith((".yaml", ".yml")))]
+        experiments = [word for word in experiments if word not in pictures]  # a shell makes many words of *.png
     if len(experiments) > 1:
         raise InputError(f"one experiment at a time, got {' and '.join(experiments)}")
     if len(options) > 1:
@@ -112,12 +126,26 @@ def parse(argv: list[str]) -> Arguments | None:
     if resume and experiments and _experiment_name(existing_file(experiments[0], "experiment", ".yaml")) != name:
         raise InputError(f"{resume} is a run of {name}, not of {experiments[0]}")
     ckpt = checkpoint_file(options["--ckpt"]) if "--ckpt" in options else None
-    return Arguments(config, name, overrides, ckpt, resume)
+    return Arguments(config, name, overrides, ckpt, resume, predict=find_pictures(pictures))
 
 
 def help_text() -> str:
-    """Return what `--help` prints: how to call, and the experiments there are with the first line of each."""
-    return HELP + list_yaml(EXPERIMENTS)
+    """Return what `--help` prints: how to call, and the names of the experiments there are."""
+    return HELP + list_yaml_names(EXPERIMENTS)
+
+
+def list_experiments(words: str) -> str:
+    """Return what `--list` prints: the name and the first line of each experiment that has all `words` in them.
+
+    Raises:
+        InputError: none has.
+    """
+    if listing := list_yaml(EXPERIMENTS, words):
+        return listing
+    names = [path.stem.split("_") for path in EXPERIMENTS.glob("*.yaml")]
+    there_are = "; there are: " + ", ".join(sorted({name[0] for name in names}))
+    hint = did_you_mean(words, itertools.chain(*names)) or there_are
+    raise InputError(f"no experiment has {words!r} in its name or its first line{hint}")
 
 
 def _experiment_name(path: Path) -> str:
@@ -126,6 +154,40 @@ def _experiment_name(path: Path) -> str:
     if not isinstance(content, dict):
         raise InputError(f"{path}: not an experiment: expected keys such as model:, data:, checkpoint:, trainer:")
     return str(content.get("experiment") or path.stem)
+
+
+def find_pictures(paths: list[str]) -> list[Path]:
+    """Return pictures, and those in and below folders in the order that a person counts them, 2.png before 10.png.
+
+    What is hidden in a folder is left out.
+
+    Raises:
+        InputError: there is no such file or folder, it cannot be read, or has no picture in it.
+    """
+    pictures: list[Path] = []
+    for path in paths:
+        if not os.path.isdir(path):
+            pictures.append(existing_file(path, "picture", ""))
+            continue
+        found = []
+        for folder, folders, names in os.walk(path, onerror=_refuse, followlinks=True):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            found += [Path(folder, name) for name in names if not name.startswith(".")]
+        found = [file for file in found if file.suffix.lower() in PICTURE_SUFFIXES]
+        if not found:
+            raise InputError(f"folder {path} has no pictures in it ({', '.join(PICTURE_SUFFIXES)})")
+        pictures += sorted(found, key=_natural)
+    return list(dict.fromkeys(pictures))
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"folder {error.filename} cannot be read: {error.strerror}")
+
+
+def _natural(path: Path) -> tuple:
+    """Return a key to sort by: numbers in names by their value."""
+    words = ([int(word) if i % 2 else word for i, word in enumerate(re.split(r"(\d+)", part))] for part in path.parts)
+    return list(words), str(path)
 
 
 def check_name(name: str) -> str:

@@ -239,6 +239,8 @@ def be_quiet() -> None:
         "Total length of `list` across ranks is zero.*",  # data without a validation set
         "Checkpoint directory .* exists and is not empty",  # it holds config.yaml
         ".*is smaller than the logging interval.*",  # the tasks lower the interval to an epoch
+        "Found .* module\\(s\\) in eval mode at the start of training.*",  # what is frozen
+        "Attribute 'backbone' is an instance of `nn.Module`.*",  # the tasks leave it out of the hyperparameters
         ".*could not find the monitored key.*",  # train.py says it in a line of its own
         ".*callbacks used to create the checkpoint need to be provided.*",  # testing needs none of them
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # inside Lightning

@@ -4,11 +4,15 @@ import contextlib
 import json
 import os
 import re
+import textwrap
+from itertools import groupby
 from pathlib import Path
 
 import yaml
 
 from runner.errors import InputError, one_line
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")  # in any case
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
@@ -58,11 +62,20 @@ def read_json_lines(path: Path, needed: set[str]) -> list[dict]:
     return records
 
 
-def list_yaml(folder: Path) -> str:
-    """Return a line for each YAML file: its name, and the first line of what stands in it."""
-    paths = sorted(folder.glob("*.yaml"))
-    width = max((len(p.name) for p in paths), default=0) + 2
-    return "\n".join(f"  {p.name:{width}}{p.read_text().partition(chr(10))[0].lstrip('# ')}" for p in paths)
+def list_yaml(folder: Path, words: str = "") -> str:
+    """Return a line for each YAML file: its name, and the first line of what stands in it; of those with all `words`."""
+    lines = {p.name: p.read_text().partition("\n")[0].lstrip("# ") for p in sorted(folder.glob("*.yaml"))}
+    lines = {n: line for n, line in lines.items() if all(w in f"{n} {line}".lower() for w in words.lower().split())}
+    width = max(map(len, lines), default=0) + 2
+    return "\n".join(f"  {name:{width}}{line}" for name, line in lines.items())
+
+
+def list_yaml_names(folder: Path) -> str:
+    """Return the names of the YAML files, a paragraph for those that begin with the same word."""
+    names = sorted(p.stem.split("_") for p in folder.glob("*.yaml"))
+    groups = ("  ".join("_".join(name) for name in group) for _, group in groupby(names, key=lambda name: name[0]))
+    indents = {"initial_indent": "  ", "subsequent_indent": "      "}
+    return "\n".join(textwrap.fill(group, 100, break_on_hyphens=False, **indents) for group in groups)
 
 
 def printed_run(output: str) -> str | None:

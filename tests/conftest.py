@@ -1,6 +1,7 @@
 """Small files in the datasets' real layout, and train.py called in this process."""
 
 import os
+import pickle
 import signal
 from pathlib import Path
 
@@ -39,12 +40,49 @@ def write_mnist(root: Path, name: str = "MNIST", train: int = 300, test: int = 1
     return folder
 
 
+def write_cifar10(root: Path) -> Path:
+    """Write torchvision's six files of CIFAR-10: noise, and a bright bar whose height tells the class."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, n in [*((f"data_batch_{i}", 20) for i in range(1, 6)), ("test_batch", 23)]:
+        labels = [i % 10 for i in range(n)]
+        images = rng.integers(0, 90, (n, 3, 32, 32), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[:, 3 * label + 1 : 3 * label + 3] = 250
+        # as Python 2 wrote them: protocol 2, keys of bytes
+        (folder / name).write_bytes(pickle.dumps({b"data": images.reshape(n, -1), b"labels": labels}, protocol=2))
+    return folder
+
+
+def write_hymenoptera(root: Path) -> None:
+    """Write class folders of photos in miniature, without a test folder, and a backbone's weights."""
+    import torch
+    from PIL import Image
+    from torchvision.models import mobilenet_v2
+
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 5), ("val", 3)):
+        for level, name in ((40, "ants"), (160, "bees")):
+            folder = root / "hymenoptera" / part / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(level, level + 60, (48, 64, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.jpg")
+    torch.manual_seed(0)
+    weights = {k: v for k, v in mobilenet_v2().state_dict().items() if k.startswith("features.")}
+    (root / "weights").mkdir()
+    torch.save(weights, root / "weights" / "mobilenet_v2_features.pth")
+
+
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> Path:
-    """A DATA_DIR with a small MNIST and Fashion-MNIST in it. Tests that damage files make their own."""
+    """A DATA_DIR with a small one of each dataset in it. Tests that damage files make their own."""
     root = tmp_path_factory.mktemp("data")
     write_mnist(root, "MNIST")
     write_mnist(root, "FashionMNIST", seed=1)
+    write_cifar10(root)
+    write_hymenoptera(root)
     return root
 
 

@@ -52,6 +52,15 @@ def test_a_file_that_does_not_exist(refused, name, nearest):
     assert f"did you mean '{nearest}'" in refused(name)
 
 
+def test_a_word_that_no_experiment_has(refused):
+    assert "no experiment has 'mnits' in its name or its first line; did you mean 'mnist'?" in refused(
+        "--list", "mnits"
+    )
+    line = refused("--list", "qqqq")
+    assert "; there are: " in line
+    assert ", mnist, " in line
+
+
 def test_a_folder_in_place_of_a_file(refused):
     assert "is a folder" in refused("experiments")
 

@@ -5,8 +5,11 @@ import shlex
 import sys
 
 import pytest
+import torch
 import yaml
 from conftest import REPOSITORY, TINY
+from PIL import Image
+from torchvision.models import resnet18
 
 import lit_models
 from runner import arguments
@@ -41,6 +44,18 @@ def test_the_example_of_a_new_model_runs(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "lit_models.maxout")
 
 
+def test_the_example_of_ones_own_pictures_runs(tmp_path, monkeypatch, small_data):
+    text = block("yaml", "backbone: resnet18").replace("weights: DEFAULT", "weights: resnet18.pth")
+    (tmp_path / "my_pictures.yaml").write_text(
+        text.replace("folder: pictures", f"folder: {small_data / 'hymenoptera'}")
+    )
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    torch.save(resnet18().state_dict(), tmp_path / "resnet18.pth")
+    tiny = ("--data.image_size=32", "--data.num_workers=0", "--trainer.max_epochs=1")
+    assert main([str(tmp_path / "my_pictures.yaml"), *tiny]) == 0
+    assert list((tmp_path / "runs" / "my_pictures").glob("*/receipt.json"))
+
+
 LINES = [line for b in re.findall(r"```\n(.*?)```", README, flags=re.S) for line in b.splitlines()]
 COMMANDS = [re.split(r"  +", line.lstrip("$ "))[0] for line in LINES]  # then what it does
 COMMANDS = [command for command in COMMANDS if command.startswith("python train.py")]
@@ -49,15 +64,25 @@ COMMANDS = [command for command in COMMANDS if command.startswith("python train.
 @pytest.mark.parametrize("line", [command for command in COMMANDS if "RUN" not in command])
 def test_commands_name_what_there_is(line):
     words = shlex.split(line)[2:]
-    assert arguments.parse(words) is not None or "--help" in words
+    assert arguments.parse(words) is not None or "--help" in words or "--list" in words
 
 
-def test_commands_on_a_run_work(train):
+def test_commands_on_a_run_work(train, tmp_path, monkeypatch):
     run = train("--trainer.max_epochs=1")
+    picture = tmp_path / "picture.png"
+    Image.new("L", (28, 28)).save(picture)
+    monkeypatch.chdir(tmp_path)  # where predictions.csv goes
     commands = [command for command in COMMANDS if "RUN" in command]
     assert len(commands) >= 3
     for command in commands:
-        assert main(shlex.split(command.replace("RUN", str(run)))[2:]) == 0
+        assert (
+            main(
+                shlex.split(
+                    command.replace("RUN", str(run)).replace("PATH", str(picture)).replace("new/", str(picture))
+                )[2:]
+            )
+            == 0
+        )
 
 
 def test_every_file_that_a_command_names_is_there():
@@ -77,6 +102,11 @@ def test_every_picture_is_there():
 
 
 def test_every_model_file_is_in_the_table_of_lectures():
-    files = {path.name for path in (REPOSITORY / "lit_models").glob("*.py")} - {"__init__.py", "tasks.py"}
+    files = {path.name for path in (REPOSITORY / "lit_models").glob("*.py")} - {
+        "__init__.py",
+        "tasks.py",
+        "convnet.py",
+        "pretrained.py",
+    }
     for name in files:
         assert f"(lit_models/{name})" in README

@@ -188,7 +188,7 @@ def test_on_a_terminal_there_is_a_bar_below_the_lines():
     assert "epoch 3:" not in text
     assert "v_num" not in text
     assert "epoch 1/2  train/acc" in text
-    assert "test/acc" in text.splitlines()[-10] + text.splitlines()[-11]
+    assert any(line.startswith("test/acc ") for line in text.splitlines()[-13:-8])
 
 
 def test_help_is_for_newcomers_and_needs_no_torch():
@@ -201,10 +201,58 @@ def test_help_is_for_newcomers_and_needs_no_torch():
         "DATA_DIR",
         "RUNS_DIR",
         "WANDB_MODE",
-        "mnist_softmax.yaml",
+        "mnist_softmax",
     ):
         assert words in done.stdout
     assert len(done.stdout.splitlines()) < 60
+    assert max(map(len, done.stdout.splitlines())) <= 120
+
+
+@pytest.fixture
+def experiments(tmp_path, monkeypatch):
+    """Write experiments, of which only the first line is looked at: from names to lines."""
+
+    def write(lines: dict[str, str]) -> None:
+        for name, line in lines.items():
+            (tmp_path / f"{name}.yaml").write_text(f"# {line}\n#   python train.py\n")
+        monkeypatch.setattr("runner.arguments.EXPERIMENTS", tmp_path)
+
+    return write
+
+
+def test_help_stays_short_with_many_experiments(experiments, capsys):
+    data = ("line", "line-2", "mnist", "fashion", "cifar", "text")
+    names = ["line", *(f"{name}_{'x' * (i % 9)}{i}" for name in data for i in range(15))]
+    experiments(dict.fromkeys(names, "A net."))
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.split("experiments:\n")[1].splitlines()
+    assert sorted(" ".join(lines).split()) == sorted(names)
+    assert max(map(len, lines)) <= 100
+    assert len(lines) < 30
+    assert [line.split()[0].partition("_")[0] for line in lines if line[2] != " "] == sorted(data)  # a paragraph each
+
+
+def test_list_tells_what_the_experiments_are_and_needs_no_torch():
+    code = "import sys, train; code = train.main(['--list']); assert 'torch' not in sys.modules; sys.exit(code)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    listed = [line.split()[0] for line in done.stdout.splitlines()]
+    assert listed == sorted(path.name for path in (REPOSITORY / "experiments").glob("*.yaml"))
+    assert "Softmax regression on MNIST" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "listed"),
+    [
+        (["--list"], ["line_module", "mnist_lenet", "two_layer_net"]),
+        (["--list", "lenet"], ["mnist_lenet"]),
+        (["--list=MNIST"], ["mnist_lenet", "two_layer_net"]),  # the latter's first line
+        (["--list", "two", "layer"], ["two_layer_net"]),
+    ],
+)
+def test_list_of_those_with_a_word(experiments, capsys, words, listed):
+    experiments({"line_module": "A line.", "two_layer_net": "Two layers on MNIST.", "mnist_lenet": "LeNet."})
+    assert main(words) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [f"{name}.yaml" for name in listed]
 
 
 def test_a_test_is_of_the_whole_test_set(train):

@@ -48,8 +48,9 @@ def test_a_run_as_it_was_is_verified_to_the_last_bit(run, verify):
     assert code == 0
     assert "verified: equal to the last bit" in said
     assert said.count("as it was") == 4
-    for value in receipt(run)["metrics"].values():
-        assert said.count(repr(value)) == 2  # old and new, side by side
+    rows = {line.split("  ")[0].strip(): line.split() for line in said.splitlines()}
+    for name, value in receipt(run)["metrics"].items():
+        assert rows[name].count(repr(value)) == 2  # old and new, side by side
 
 
 def test_in_another_process_too(run):

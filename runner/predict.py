@@ -1,0 +1,163 @@
+"""Tell the classes of pictures, with nothing but a checkpoint and the YAML that it was trained by.
+
+`predictions.csv`, in the folder that one is in, has a row for each picture:
+
+    file,class,probability,p_cat,p_dog,error
+    pictures/1.jpg,dog,0.9375,0.0625,0.9375,
+    pictures/2.jpg,,,,,pictures/2.jpg cannot be read: it is no picture
+"""
+
+import csv
+import io
+import sys
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from tqdm import tqdm
+
+from lit_models.tasks import Classifier
+from runner.checkpoints import read_checkpoint
+from runner.errors import InputError, one_line
+from runner.files import write_whole
+
+TABLE = Path("predictions.csv")
+
+
+class PictureFiles(LightningDataModule):
+    """Pictures from files, a batch at a time, prepared as the experiment's data module does in evaluation.
+
+    The Trainer is given this one: it would have the experiment's own look for the training data.
+
+    Args:
+        paths: of the pictures.
+        data: the experiment's data module.
+        classes: the names of the model's classes, where they are known.
+        show_progress: on a terminal, if it takes longer than two seconds.
+
+    Attributes:
+        read: those that could be read, in the order of the predictions.
+        errors: what is wrong with the others.
+        bright: how many of those read are grey, and bright at the border.
+    """
+
+    def __init__(self, paths: list[Path], data: LightningDataModule, classes: list[str] | None, show_progress: bool):
+        super().__init__()
+        self.paths, self.data, self.classes, self.show_progress = paths, data, classes, show_progress
+        self.read: list[Path] = []
+        self.errors: dict[Path, InputError] = {}
+        self.bright = 0
+
+    def setup(self, stage: str) -> None:
+        """Lend the Trainer to the experiment's data module, which looks up the model's kind of floats there."""
+        self.data.trainer = self.trainer
+
+    def predict_dataloader(self) -> Iterator[tuple[Tensor, None]]:
+        """Yield batches of what can be read: images (B, C, H, W) uint8, and no labels."""
+        size = getattr(self.data, "eval_batch_size", 64)
+        hidden = None if self.show_progress else True  # None: where there is no terminal
+        with tqdm(total=len(self.paths), leave=False, disable=hidden, delay=2) as bar, ThreadPoolExecutor() as threads:
+            for start in range(0, len(self.paths), size):
+                paths, images = self.paths[start : start + size], []
+                # The filters of warnings belong to all threads, which may leave each other's behind
+                with warnings.catch_warnings(action="ignore"):
+                    for path, image in zip(paths, threads.map(self._read, paths), strict=True):
+                        bar.update()
+                        if image is not None:
+                            self.read.append(path)
+                            images.append(image)
+                self.bright += sum(map(_is_grey_with_bright_border, images))
+                if images:
+                    yield torch.stack(images), None
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, None], dataloader_idx: int) -> tuple[Tensor, None]:
+        """Do as the experiment's data module does."""
+        return self.data.on_after_batch_transfer(batch, dataloader_idx)
+
+    def _read(self, path: Path) -> Tensor | None:
+        try:
+            return self.data.read_input(path)
+        except InputError as error:
+            self.errors[path] = error
+            return None
+
+
+def predict(experiment, checkpoint: Path, paths: list[Path]) -> None:
+    """Print the class of each picture and its probability, and write the probabilities of all classes to a table.
+
+    Raises:
+        InputError: the experiment does not classify pictures, the checkpoint is not of its model, none of the pictures
+            can be read, or the table cannot be written.
+    """
+    model, data = experiment.model, experiment.datamodule
+    if not isinstance(model, Classifier) or not hasattr(data, "read_input"):
+        what = f"{type(model).__name__} on {type(data).__name__}"
+        raise InputError(f"--predict tells the classes of pictures, and {experiment.name} ({what}) does not")
+    trained = read_checkpoint(checkpoint, model).get(type(data).__qualname__)
+    if not isinstance(trained, dict):  # its classes would be given the names of others
+        raise InputError(f"checkpoint {checkpoint} was trained on other data than {type(data).__name__}")
+    classes = trained.get("classes") or getattr(data, "classes", None)  # folders tell them, those of MNIST are known
+    pictures = PictureFiles(paths, data, classes, experiment.config["trainer"]["enable_progress_bar"] is not False)
+    trainer = experiment.trainer(
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        devices=1,
+        num_nodes=1,
+        strategy="auto",
+        fast_dev_run=False,
+        limit_predict_batches=1.0,
+    )
+    try:
+        batches = trainer.predict(experiment.model, pictures, ckpt_path=checkpoint, weights_only=True)
+    except (RuntimeError, IndexError, TypeError) as error:
+        raise InputError(f"model and pictures do not fit: {one_line(error)}") from error
+    if not batches:
+        first = pictures.errors[paths[0]]
+        raise InputError(f"none of {len(paths)} pictures can be read, the first: {first}" if paths[1:] else str(first))
+
+    for path in paths:
+        if path in pictures.errors:
+            print(f"warning: {pictures.errors[path]}", file=sys.stderr)
+    if pictures.bright > len(pictures.read) / 2:
+        hint = "these pictures are bright at the border; for a model of white on black, such as MNIST's, invert them"
+        print(f"hint: {hint}", file=sys.stderr)
+    tell_classes(pictures, torch.cat(batches))
+
+
+def tell_classes(pictures: PictureFiles, probabilities: Tensor) -> None:
+    """Write the table, and print of it what a person looks for: probabilities (N, K) of the pictures that were read."""
+    classes = pictures.classes or [str(k) for k in range(probabilities.shape[1])]
+    best, index = probabilities.max(dim=1)  # (N,), (N,)
+    names = [classes[k] for k in index.tolist()]
+    told = dict(zip(pictures.read, zip(names, best.tolist(), probabilities.tolist(), strict=True), strict=True))
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "class", "probability", *(f"p_{name}" for name in classes), "error"])
+    for path in pictures.paths:
+        if path in told:
+            name, probability, each = told[path]
+            writer.writerow([path, name, probability, *each, ""])  # floats with all their digits
+        else:
+            writer.writerow([path, *[""] * (2 + len(classes)), pictures.errors[path]])
+    try:
+        write_whole(TABLE, text.getvalue().encode(errors="surrogateescape"))  # a file's name need not be UTF-8
+    except OSError as error:
+        raise InputError(f"{TABLE.absolute()} cannot be written: {error.strerror}") from None
+    finally:
+        width, class_width = (max(map(len, words)) for words in (map(str, told), names))
+        for path, (name, probability, _) in told.items():
+            line = f"{path!s:{width}}  {name:{class_width}}  {probability:.4f}"
+            print(line.encode(errors="replace").decode())
+    print(f"\nprobabilities of all classes: {TABLE.absolute()}")
+
+
+def _is_grey_with_bright_border(image: Tensor) -> bool:
+    """Whether a picture (C, H, W) uint8 has one channel, and most of its edges is nearer to white than to black."""
+    edges = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], dim=1)  # (C, 2 H + 2 W)
+    return len(image) == 1 and bool(edges.median() > 127)
