@@ -140,7 +140,11 @@ def _filters(filters: Tensor):
     for axis in grid:
         axis.axis("off")
     for axis, weight in zip(grid, filters, strict=False):
-        axis.imshow(pixels(weight), cmap="gray")
+        shown = 0.5 + 0.5 * weight / weight.abs().max().clamp(min=1e-12)  # a weight of 0 is grey
+        axis.imshow(shown.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)  # (C, h, w) -> (h, w, C)
+        axis.axis("on")
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_color(GREY)
     return figure
 
 

@@ -313,7 +313,7 @@ class ImageFolder(LightningDataModule):
         workers = self.num_workers
         if workers == "auto":  # each makes whole batches: with more of them than batches, some have nothing to do
             workers = min(available_cpus(), 8, len(dataset) // batch_size)
-        return DataLoader(
+        return LateLoader(
             dataset,
             batch_size,
             collate_fn=stack,
@@ -373,7 +373,18 @@ class EndlessShuffle(EpochShuffle):
     """EpochShuffle, whose numbers go on: epoch e has those from e * N on. So a worker knows what epoch it draws for."""
 
     def __iter__(self) -> Iterator[int]:
-        return (self.epoch * self.length + i for i in super().__iter__())
+        first = self.epoch * self.length
+        return iter([first + i for i in super().__iter__()])
+
+
+class LateLoader(DataLoader):
+    """A DataLoader that sends for its first batches when one is asked for.
+
+    (Of a resumed run, Lightning makes the first iterator before it sets the epoch: the workers would begin with another.)
+    """
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from super().__iter__()
 
 
 def prepare(path: Path, short: int, size: int) -> np.ndarray:

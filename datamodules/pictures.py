@@ -65,7 +65,7 @@ def read_picture(path: Path, enough: float = 0) -> np.ndarray:
     """
     image = None
     try:
-        content = _read_bytes(path)
+        content = Path(path).read_bytes()
         if content.startswith(CV2_READS):
             with contextlib.suppress(cv2.error):
                 image = cv2.imdecode(np.frombuffer(content, np.uint8), _cv2_flag(content, enough))
@@ -81,7 +81,7 @@ def check_picture(path: Path) -> tuple[str, str]:
     """
     digest = ""
     try:
-        content = _read_bytes(path)
+        content = Path(path).read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         if not content.startswith(CV2_READS):
             _read_with_pil(content)
@@ -171,14 +171,9 @@ def _make_transform(step: str | dict):
         raise InputError(f"augment: {name}: {reason}") from None
 
 
-def _read_bytes(path: Path) -> bytes:
-    content = Path(path).read_bytes()
+def _read_with_pil(content: bytes) -> np.ndarray:
     if not content:
         raise ValueError("it is empty")
-    return content
-
-
-def _read_with_pil(content: bytes) -> np.ndarray:
     with warnings.catch_warnings(action="ignore"):  # of transparency that gets lost, of a large picture
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
         if image.mode in ("I", "F"):
@@ -191,7 +186,8 @@ def _read_with_pil(content: bytes) -> np.ndarray:
 def _cv2_flag(content: bytes, enough: float) -> int:
     """How cv2 is to decode it: as it is, or a large JPEG smaller. (PIL reads the size; small files are not worth that.)"""
     if enough and len(content) > 100_000 and content.startswith(CV2_READS[0]):
-        short = min(Image.open(io.BytesIO(content)).size)
+        with warnings.catch_warnings(action="ignore"):  # of a large picture
+            short = min(Image.open(io.BytesIO(content)).size)
         for factor in (8, 4, 2):
             if short >= factor * enough:
                 # with REDUCED_COLOR it would be blue, green, red

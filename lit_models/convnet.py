@@ -12,7 +12,7 @@ from runner.errors import InputError
 
 
 class ConvNet(Classifier):
-    """A classifier with `features`, from images (B, C, H, W) to maps (B, D, h, w), and a head from these to logits.
+    """A classifier of pictures: most have `features`, from images (B, C, H, W) to maps (B, D, h, w), and a head.
 
     Args:
         num_classes: K.

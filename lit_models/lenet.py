@@ -11,26 +11,29 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_models.tasks import Classifier
+from lit_models.convnet import ConvNet
 
 
-class LeNet(Classifier):
+class LeNet(ConvNet):
     """Six and sixteen maps of 5 x 5 filters, 120 and 84 hidden units.
 
     Args:
         image_size: 32 as in the paper, or 28 as MNIST has it: then the first convolution pads.
         channels: C.
         num_classes: K.
-        task: arguments of `Classifier`.
+        convnet: arguments of `ConvNet`.
     """
 
-    def __init__(self, image_size: Literal[28, 32] = 28, channels: int = 1, num_classes: int = 10, **task):
-        super().__init__(num_classes=num_classes, **task)
+    heads = ("fc3",)
+
+    def __init__(self, image_size: Literal[28, 32] = 28, channels: int = 1, num_classes: int = 10, **convnet):
+        super().__init__(num_classes=num_classes, **convnet)
         self.conv1 = nn.Conv2d(channels, 6, kernel_size=5, padding=(32 - image_size) // 2)
         self.conv2 = nn.Conv2d(6, 16, kernel_size=5)
         self.fc1 = nn.Linear(16 * 5 * 5, 120)
         self.fc2 = nn.Linear(120, 84)
         self.fc3 = nn.Linear(84, num_classes)
+        self.load_weights(None)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, 28 or 32, 28 or 32) to logits (B, K)."""

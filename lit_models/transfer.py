@@ -137,15 +137,12 @@ class Transfer(ConvNet):
                 )
         return made
 
-    def setup(self, stage: str) -> None:
-        """Before training, compute the features once, if they will always be the same."""
-        super().setup(stage)
+    def on_fit_start(self) -> None:
+        """Compute the features once, if they will always be the same; a resumed run's weights are here by now."""
         data = self.trainer.datamodule
-        if stage == "fit" and self.precompute and self.is_whole and getattr(data, "is_random", True) is False:
-            device, home = self.trainer.strategy.root_device, self.device
+        if self.precompute and self.is_whole and getattr(data, "is_random", True) is False:
             with self.trainer.precision_plugin.forward_context():
-                data.precompute(self.to(device).features, device)
-            self.to(home)
+                data.precompute(self.features, self.device)
 
 
 class Unfreeze(BaseFinetuning):
