@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.pictures import RED, ClassificationPictures, new_figure, pixels
+from callbacks.pictures import ClassificationPictures, name_picture, new_figure, pixels
 
 
 class HeatMapPictures(ClassificationPictures):
@@ -16,8 +16,7 @@ class HeatMapPictures(ClassificationPictures):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw."""
         super().on_test_end(trainer, pl_module)
-        wrong = self.wrong[: max(self.count // 2, self.count - len(self.right))]
-        shown = wrong + self.right[: self.count - len(wrong)]
+        shown = self.some(self.count, wrong=self.count // 2)
         images = torch.stack([image for image, _, _ in shown]).to(pl_module.device, pl_module.dtype)  # (N, C, H, W)
         classes = self.names(trainer, pl_module)
         maps = grad_cam(pl_module, images)
@@ -33,13 +32,12 @@ class HeatMapPictures(ClassificationPictures):
                 axis.imshow(pixels(image), cmap="gray")
                 axis.axis("off")
             above.imshow(heat.numpy(), cmap="jet", alpha=0.45, vmin=0, vmax=1)
-            text = classes[predicted] if predicted == label else f"{classes[predicted]} ({classes[label]})"
-            above.set_title(text, fontsize=9, color=RED if predicted != label else "black")
+            name_picture(above, classes, predicted, label)
         self.run.save_picture("heat_maps", figure)
 
 
 def grad_cam(model: LightningModule, images: Tensor) -> Tensor | None:
-    """Return how much each pixel spoke for the predicted class.
+    """Return how much each pixel spoke for the predicted class. (Of a vision transformer the only maps are its patches'.)
 
     The last maps of the network, each weighted by the mean of the class score's gradient over it; what is positive of
     their sum, scaled to the picture's size.
@@ -61,7 +59,7 @@ def grad_cam(model: LightningModule, images: Tensor) -> Tensor | None:
     try:
         # Lightning tests in inference mode, whose tensors know no gradients
         with torch.inference_mode(False), torch.enable_grad():
-            logits = model(images.clone().requires_grad_())
+            logits = model.forward(images.clone().requires_grad_())  # compiled, its maps would be no part of the graph
             if not maps:
                 return None
             (gradient,) = torch.autograd.grad(logits.max(dim=1).values.sum(), maps[0])  # (N, D, h, w)

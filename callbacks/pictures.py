@@ -89,6 +89,11 @@ class ClassificationPictures(Callback):
         if (filters := first_filters(pl_module, (self.wrong + self.right)[0][0].shape)) is not None:
             self.run.save_picture("filters", _filters(filters))
 
+    def some(self, count: int, wrong: int) -> list[tuple[Tensor, int, int]]:
+        """Return pictures with prediction and label: so many, `wrong` of them wrong ones if there are both; these first."""
+        first = self.wrong[: max(wrong, count - len(self.right))]
+        return first + self.right[: count - len(first)]
+
     @staticmethod
     def names(trainer: Trainer, pl_module: LightningModule) -> list[str]:
         """Return the classes' names, or their numbers."""
@@ -96,18 +101,21 @@ class ClassificationPictures(Callback):
 
     def _predictions(self, classes, title: str):
         cells = self.rows * self.columns
-        wrong = self.wrong[: max(cells * 3 // 4, cells - len(self.right))]
-        right = self.right[: cells - len(wrong)]
         figure = new_figure(1.15 * self.columns, 1.35 * self.rows + 0.5)
         figure.suptitle(f"{title}; wrong ones first, in red: prediction, and the label in brackets", fontsize=11)
         grid = figure.subplots(self.rows, self.columns, squeeze=False).ravel()
         for axis in grid:
             axis.axis("off")
-        for axis, (image, predicted, label) in zip(grid, wrong + right, strict=False):
+        for axis, (image, predicted, label) in zip(grid, self.some(cells, wrong=cells * 3 // 4), strict=False):
             axis.imshow(pixels(image), cmap="gray")
-            text = classes[predicted] if predicted == label else f"{classes[predicted]} ({classes[label]})"
-            axis.set_title(text, fontsize=8, color=RED if predicted != label else "black", pad=2)
+            name_picture(axis, classes, predicted, label)
         return figure
+
+
+def name_picture(axis, classes, predicted: int, label: int) -> None:
+    """Write the prediction above a picture, in red with the label in brackets if it is wrong."""
+    text = classes[predicted] if predicted == label else f"{classes[predicted]} ({classes[label]})"
+    axis.set_title(text, fontsize=8, color=RED if predicted != label else "black", pad=2)
 
 
 def pixels(image: Tensor):
@@ -153,7 +161,7 @@ def _confusion_matrix(labels: Tensor, predicted: Tensor, classes):
     k = len(classes)
     counts = torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)  # (K, K)
     share = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    figure = new_figure(max(4.5, 0.62 * k + 1.5), max(4.0, 0.56 * k + 1.2))
+    figure = new_figure(min(max(4.5, 0.62 * k + 1.5), 20), min(max(4.0, 0.56 * k + 1.2), 19))
     axis = figure.subplots()
     axis.imshow((share**0.35).numpy(), cmap="Blues", vmin=0, vmax=1)
     axis.set(xlabel="prediction", ylabel="label", title=f"{int(labels.ne(predicted).sum()):,} of {len(labels):,} wrong")

@@ -5,6 +5,7 @@ Source: Krizhevsky 2009 (https://www.cs.toronto.edu/~kriz/cifar.html).
 Shapes: B batch; pictures are (B, 3, 32, 32), uint8 in memory, normalised floats on the device.
 """
 
+import functools
 import pickle
 import tarfile
 from collections.abc import Iterator
@@ -154,8 +155,14 @@ class CIFAR10(InMemoryDataModule):
 
 def normalize(images: Tensor, dtype: torch.dtype) -> Tensor:
     """Turn uint8 pixels (B, 3, H, W) to floats of mean 0 and standard deviation 1."""
-    mean, std = (torch.tensor(v, device=images.device, dtype=dtype).view(3, 1, 1) for v in (MEAN, STD))
+    mean, std = (_per_channel(values, images.device, dtype) for values in (MEAN, STD))
     return images.to(dtype).div_(255).sub_(mean).div_(std)
+
+
+@functools.cache
+def _per_channel(values: tuple[float, float, float], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return (3, 1, 1). It is made once: a copy to a GPU waits for what that is at."""
+    return torch.tensor(values, device=device, dtype=dtype).view(3, 1, 1)
 
 
 def read_batches(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
@@ -183,7 +190,9 @@ def read_batches(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
                     f"{folder / name} is damaged: {one_line(error)[:80]}; delete {folder} to download it again"
                 ) from None
             if len(images[-1]) != len(labels[-1]) or not 0 <= labels[-1].min() <= labels[-1].max() <= 9:
-                raise InputError(f"{folder / name}: {len(images[-1])} pictures, but other labels than these have")
+                raise InputError(
+                    f"{folder / name}: expected a label from 0 to 9 for each of {len(images[-1]):,} pictures"
+                )
         sets[part] = torch.cat(images), torch.cat(labels)
     return sets
 

@@ -200,12 +200,13 @@ class ImageFolder(LightningDataModule):
         return images.to(dtype).sub_(mean).div_(std)
 
     @torch.no_grad()
-    def precompute(self, features: Callable[[Tensor], Tensor], device: torch.device) -> None:
-        """From now on train and validate on what `features` makes of a picture, computed here, once.
+    def precompute(self, features: Callable[[Tensor], Tensor], device: torch.device, dtype: torch.dtype) -> None:
+        """Train and validate, until the end of `fit`, on what `features` makes of a picture, computed here, once.
 
         Args:
             features: from normalised pictures (B, 3, S, S) to (B, D).
             device: to compute them on; they are kept in the computer's memory.
+            dtype: of the pictures that it takes.
         """
         kept = InMemoryDataModule(self.batch_size, self.eval_batch_size)
         for name, dataset in (("train_set", self.train_set), ("val_set", self.val_set)):
@@ -213,9 +214,13 @@ class ImageFolder(LightningDataModule):
             for images, labels in tqdm(
                 self._loader(dataset, self.eval_batch_size), f"features of {name}", leave=False, disable=None, delay=2
             ):
-                batches.append((features(self.normalized(images.to(device), torch.float32)).cpu(), labels))
+                batches.append((features(self.normalized(images.to(device), dtype)).cpu(), labels))
             setattr(kept, name, InMemoryDataset(*(torch.cat(parts) for parts in zip(*batches, strict=True))))
         self.precomputed = kept
+
+    def teardown(self, stage: str) -> None:
+        """Go back to pictures."""
+        self.precomputed = None
 
     def read_input(self, path: Path) -> Tensor:
         """Read one picture, prepared as in evaluation: (3, S, S) uint8. It needs no `setup`, and no folder.

@@ -36,7 +36,9 @@ class InMemoryDataset(Dataset):
         return tuple(t[index] for t in self.tensors)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        index = torch.as_tensor(indices)
+        index, device = torch.as_tensor(indices), self.tensors[0].device
+        if device.type == "cuda":  # without waiting for what the GPU is at
+            index = index.pin_memory().to(device, non_blocking=True)
         return tuple(t[index] for t in self.tensors)  # each (N, ...) -> (B, ...)
 
 

@@ -43,6 +43,7 @@ class AlexNetFeatures(nn.Sequential):
             nn.ReLU(inplace=True),
             nn.MaxPool2d(kernel_size=3, stride=2),  # (B, 256, 6, 6)
         )
+        self.out_channels = w5
 
 
 class AlexNet(ConvNet):

@@ -1,14 +1,13 @@
 """What the convolutional networks share: weights trained elsewhere, the memory format, compilation."""
 
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from lit_models.pretrained import load_pretrained
 from lit_models.tasks import Classifier
-from runner.errors import InputError
+from runner.errors import InputError, one_line
 
 
 class ConvNet(Classifier):
@@ -37,32 +36,32 @@ class ConvNet(Classifier):
         super().__init__(num_classes=num_classes, **task)
         self.weights, self.channels_last, self.is_to_compile = weights, channels_last, compile
 
-    def load_weights(self, architecture: str | None, rename: Callable[[str], str] = str) -> None:
-        """Load `weights`, now that the network is made; for the arguments see `load_pretrained`."""
-        self.pretrained = load_pretrained(self, self.weights, architecture, "features.", self.heads, rename)
+    def load_weights(self, architecture: str | None) -> None:
+        """Load `weights`, now that the network is made; `architecture` is torchvision's name for it, if it has one."""
+        self.pretrained = load_pretrained(self, self.weights, architecture, "features.", self.heads)
 
     def setup(self, stage: str) -> None:
         """Set the memory format, and compile."""
         super().setup(stage)
         if self.channels_last:
             self.to(memory_format=torch.channels_last)  # the first convolution turns its images to it, too
-        if self.is_to_compile and self._compiled_call_impl is None and can_compile():
-            self.compile()
+        if self.is_to_compile and self._compiled_call_impl is None and can_compile(self.trainer.strategy.root_device):
+            self.compile(dynamic=False)  # a graph for each batch size: there are few, and each is fast
 
-    def training_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return loss and logits.
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss.
 
         Raises:
             InputError: a batch of one leaves batch norm a single value a channel, which has no variance.
         """
         try:
-            return super().training_loss(images, labels)
-        except ValueError as error:
+            return super().training_step(batch, batch_idx)
+        except (ValueError, RuntimeError) as error:  # the latter, if compiled
             if "more than 1 value per channel" not in str(error):
                 raise
             raise InputError(
-                f"{type(self).__name__} cannot be trained on a batch of one picture of {tuple(images.shape[2:])}: its last maps "
-                "are of one pixel, and batch norm cannot take the variance of a single value: choose a batch_size that "
+                f"{type(self).__name__} cannot be trained on a batch of one picture of {tuple(batch[0].shape[2:])}: its last "
+                "maps are of one pixel, and batch norm cannot take the variance of a single value: choose a batch_size that "
                 "leaves no batch of one, or larger pictures"
             ) from error
 
@@ -76,12 +75,12 @@ def initialise(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def can_compile() -> bool:
+def can_compile(device: torch.device) -> bool:
     """Return whether `torch.compile` works here; a warning says why not."""
     try:
-        torch.compile(torch.relu_, dynamic=False)(torch.zeros(2))
+        torch.compile(torch.relu_, dynamic=False)(torch.zeros(2, device=device))
     except Exception as error:  # of many kinds
-        warnings.warn(f"not compiled, so it runs as it is: {str(error).strip().splitlines()[0]}", stacklevel=2)
+        warnings.warn(f"not compiled, so it runs as it is: {one_line(error)[:160]}", stacklevel=2)
         return False
     print("compiling the network, which takes a minute or more the first time", flush=True)
     return True

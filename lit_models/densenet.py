@@ -3,7 +3,6 @@
 Shapes: B batch, C channels, H height, W width, D maps, K classes.
 """
 
-import re
 from collections import OrderedDict
 from typing import Literal
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_models.convnet import ConvNet, initialise
 
-LAYERS = {121: (6, 12, 24, 16), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)}  # of each block
+LAYERS = {121: (6, 12, 24, 16), 161: (6, 12, 36, 24), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)}  # of each block
 
 
 class DenseLayer(nn.Module):
@@ -101,7 +100,7 @@ class DenseNet(ConvNet):
         num_classes: K.
         depth: convolutions and the linear layer counted.
         layers: of each block, in place of those of `depth`.
-        channels, growth_rate, small_images: of `DenseNetFeatures`.
+        channels, growth_rate, small_images: of `DenseNetFeatures`; the paper's growth rate is 48 at depth 161, else 32.
         convnet: arguments of `ConvNet`.
     """
 
@@ -110,19 +109,19 @@ class DenseNet(ConvNet):
     def __init__(
         self,
         num_classes: int = 1000,
-        depth: Literal[121, 169, 201] = 121,
+        depth: Literal[121, 161, 169, 201] = 121,
         layers: tuple[int, ...] | None = None,
         channels: int = 3,
-        growth_rate: int = 32,
+        growth_rate: int | None = None,
         small_images: bool = False,
         **convnet,
     ):
         super().__init__(num_classes=num_classes, **convnet)
+        growth_rate = growth_rate or (48 if depth == 161 else 32)
         self.features = DenseNetFeatures(layers or LAYERS[depth], channels, growth_rate, small_images)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(self.features.out_channels, num_classes)
-        # torchvision's files still have the names of an older form: norm.1 for norm1
-        self.load_weights(f"densenet{depth}", lambda name: re.sub(r"(layer\d+\.(?:norm|conv))\.(\d)", r"\1\2", name))
+        self.load_weights(f"densenet{depth}")
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B, K)."""

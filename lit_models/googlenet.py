@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_models.convnet import ConvNet, initialise
+from runner.errors import InputError
 
 
 class ConvBlock(nn.Module):
@@ -130,8 +131,8 @@ class GoogLeNet(ConvNet):
         hidden: units of the auxiliary heads' hidden layer.
         auxiliary_weight: of each auxiliary head's loss in what is minimised; 0 leaves the heads out.
         dropout, auxiliary_dropout: share of units dropped before the last layer of the network and of these heads.
-        transform_input: whether to turn pictures normalised with ImageNet's means and deviations to [-1, 1], as
-            torchvision's weights want it; None: where `weights` are torchvision's.
+        transform_input: whether to turn pictures normalised with ImageNet's means and deviations to [-1, 1], which
+            torchvision's weights want.
         convnet: arguments of `ConvNet`.
     """
 
@@ -147,7 +148,7 @@ class GoogLeNet(ConvNet):
         auxiliary_weight: float = 0.3,
         dropout: float = 0.2,
         auxiliary_dropout: float = 0.7,
-        transform_input: bool | None = None,
+        transform_input: bool = False,
         **convnet,
     ):
         super().__init__(num_classes=num_classes, **convnet)
@@ -160,9 +161,10 @@ class GoogLeNet(ConvNet):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(self.features.out_channels, num_classes)
         initialise(self)
-        by_torchvision = isinstance(self.weights, str) and self.weights.isidentifier()
-        self.transform_input = by_torchvision if transform_input is None else transform_input
+        self.transform_input = transform_input
         self.load_weights("googlenet")
+        if self.pretrained and self.pretrained["file"].startswith("googlenet-") and not transform_input:
+            raise InputError("torchvision's weights of GoogLeNet want pictures in [-1, 1]: set transform_input: true")
 
     def forward(self, images: Tensor, with_auxiliary: bool = False) -> Tensor | tuple[Tensor, ...]:
         """Map images (B, C, H, W) to logits (B, K); `with_auxiliary`, to a tuple with those of the auxiliary heads, too."""

@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 
 from datamodules.files import data_dir, download
 from runner.errors import InputError, did_you_mean, one_line
+
+OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)")  # norm.1 in torchvision's files, norm1 in its code
 
 _from_checkpoint = ContextVar("from_checkpoint", default=False)
 
@@ -39,7 +43,7 @@ def load_pretrained(
         network: to load them into.
         weights: a file of weights (of torchvision, or a checkpoint of ours), as it is or below `DATA_DIR`; the name of
             torchvision's, such as `IMAGENET1K_V1` or `DEFAULT`; a list of such, of which the first that is on this
-            machine counts, else the last one is downloaded; or None.
+            machine counts, else the last of torchvision's is downloaded; or None.
         architecture: torchvision's name of the network, such as `resnet18`; None if it has no such network.
         prefix: stands before torchvision's names in ours, where ours begin so.
         heads: names of last layers: left as they are if the file lacks them, or was trained for other classes.
@@ -55,26 +59,31 @@ def load_pretrained(
         return None
     file = find_weights([weights] if isinstance(weights, str) else weights, architecture)
     ours = network.state_dict()
-    theirs = {rename(name): tensor for name, tensor in read_weights(file).items()}
-    theirs = {prefix * (prefix + name in ours) + name: tensor for name, tensor in theirs.items()}
+    content = read_weights(file)
+    theirs = OrderedDict((rename(OLD_NAME.sub(r"\1", name)), tensor) for name, tensor in content.items())
+    theirs = OrderedDict((prefix * (prefix + name in ours) + name, tensor) for name, tensor in theirs.items())
+    theirs._metadata = getattr(content, "_metadata", None)  # versions, by which some of torchvision's rename
     heads = tuple(f"{head}." for head in heads)
-    missing = [n for n in ours if n not in theirs and not n.startswith(heads) and not n.endswith("num_batches_tracked")]
-    unknown = [n for n in theirs if n not in ours and not n.startswith(heads)]
-    odd = [n for n in ours if n in theirs and ours[n].shape != theirs[n].shape and not n.startswith(heads)]
-    if missing or odd or unknown:
+    odd = [name for name in ours if name in theirs and ours[name].shape != theirs[name].shape]
+    for name in [name for name in odd if name.startswith(heads)]:
+        del theirs[name]
+    odd = [name for name in odd if name in theirs]
+    left = network.load_state_dict(theirs, strict=False) if not odd else None
+    missing = [n for n in left.missing_keys if not n.startswith(heads)] if left else []
+    unknown = [n for n in left.unexpected_keys if not n.startswith(heads)] if left else []
+    missing = [n for n in missing if not n.endswith("num_batches_tracked")]  # which old files lack
+    if odd or missing or unknown:
         name = (odd or missing or unknown)[0]
         shapes = [tuple(d[name].shape) if name in d else "missing" for d in (theirs, ours)]
         raise InputError(
             f"weights {file} do not fit: {name} is {shapes[0]} there and {shapes[1]} here "
             f"({len(odd)} of other shape, {len(missing)} missing, {len(unknown)} unknown)"
         )
-    fits = {n: t for n, t in theirs.items() if n in ours and ours[n].shape == t.shape}
-    network.load_state_dict(fits, strict=False)
     return {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
 
 
 def find_weights(wanted: list[str], architecture: str | None) -> Path:
-    """Return the file of the first of the `wanted` weights that is here; else download the last, if it has a URL."""
+    """Return the file of the first of the `wanted` weights that is here; else download the last that has a URL."""
     import torchvision  # its models are slow to import: only here
 
     looked, url = [], ""
@@ -95,11 +104,13 @@ def find_weights(wanted: list[str], architecture: str | None) -> Path:
     if not wanted or not url:
         raise InputError(f"weights are not there: put them into {' or '.join(looked)}, or set DATA_DIR")
     path = data_dir() / "weights" / url.rpartition("/")[2]
-    error = download(
-        f"weights of {architecture}",
-        path.parent,
-        lambda: (path.parent.mkdir(parents=True, exist_ok=True), torch.hub.download_url_to_file(url, str(path))),
-    )
+    digest = re.search(r"-([0-9a-f]{8,})\.", path.name)  # of what should come, in its name
+
+    def fetch() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), digest and digest[1])
+
+    error = download(f"weights of {architecture}", path.parent, fetch)
     if error:
         raise InputError(f"weights cannot be downloaded ({error}): fetch {url} and put it into {path.parent}")
     return path
@@ -108,7 +119,9 @@ def find_weights(wanted: list[str], architecture: str | None) -> Path:
 def weights_url(torchvision, name: str, architecture: str | None) -> str:
     """Return the address of torchvision's weights of that name."""
     if architecture is None:
-        raise InputError(f"weights: torchvision has none for this network, so {name!r} must be a file")
+        raise InputError(
+            f"weights: {name!r} must be a file: by name there are those of torchvision's own networks only"
+        )
     known = torchvision.models.get_model_weights(architecture).__members__
     if name not in known:
         raise InputError(f"weights: {architecture} has no {name!r}{did_you_mean(name, known)}; nor is it a file")

@@ -77,6 +77,10 @@ class Task(LightningModule):
         """What the optimiser is given: all parameters, or groups of them with settings of their own."""
         return self.parameters()
 
+    def optimizer_defaults(self) -> dict:
+        """Return the optimiser's settings, for groups that are to have others: `lr`, `weight_decay`, ..."""
+        return self.optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults
+
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Note which weights training began with: a resumed run does not load them again."""
         checkpoint["pretrained"] = self.pretrained

@@ -5,10 +5,11 @@ Shapes: B batch, C channels, H height, W width, D features, K classes.
 Source: PyTorch's tutorial "Transfer learning for computer vision"; Yosinski et al. 2014.
 """
 
+import math
+
 import torch
 from pytorch_lightning.callbacks import BaseFinetuning
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 
 from callbacks.heat_maps import HeatMapPictures
 from lit_models.convnet import ConvNet
@@ -25,7 +26,7 @@ class Transfer(ConvNet):
     Args:
         num_classes: K.
         backbone: torchvision's name of a classifier (`mobilenet_v2`), which is taken without its last linear layer; or a
-            network of ours, such as `lit_models.resnet.ResNetFeatures`, whose maps are averaged.
+            network of ours, `{class_path: lit_models.resnet.ResNetFeatures}`, whose maps are averaged.
         freeze: `all` of the backbone; `up_to:<layer>`, that layer and all before it; or `none`.
         unfreeze_at: the epoch, from 0, at whose start what is frozen is set free; None: never.
         backbone_lr: learning rate of the backbone, as a share of the head's.
@@ -53,9 +54,14 @@ class Transfer(ConvNet):
             raise InputError(
                 f"backbone_lr must be above 0, got {backbone_lr}; to keep the backbone as it is: freeze: all"
             )
+        if freeze == "none" and unfreeze_at is not None:
+            raise InputError(f"unfreeze_at {unfreeze_at}: with freeze none there is nothing to set free")
         if isinstance(backbone, str):
-            self.backbone, width, last = without_last_layer(backbone)
-            self.pretrained = load_pretrained(self.backbone, self.weights, backbone, heads=(last,))
+            if self.weights is None and freeze != "none":
+                raise InputError(f"{backbone} would stay as it was drawn by chance: give it weights, or freeze: none")
+            self.backbone, width, last = without_last_layer(backbone, transform_input=self.weights is not None)
+            heads = (last, "aux1", "aux2", "AuxLogits")  # that these networks have in training, and here not
+            self.pretrained = load_pretrained(self.backbone, self.weights, backbone, heads=heads)
         else:
             self.backbone, width = backbone, backbone.out_channels
             ours = {
@@ -117,8 +123,8 @@ class Transfer(ConvNet):
         backbone = [p for p in self.backbone.parameters() if id(p) not in stays]
         if not backbone:
             return [head]
-        lr = self.optimizer([nn.Parameter(torch.zeros(1))]).defaults["lr"]
-        return [head, {"params": backbone, "name": "backbone", "lr": self.backbone_lr * lr}]
+        lr = self.backbone_lr * self.optimizer_defaults()["lr"]
+        return [head, {"params": backbone, "name": "backbone", "lr": lr}]
 
     def configure_optimizers(self):
         """Make them.
@@ -127,9 +133,9 @@ class Transfer(ConvNet):
             InputError: the scheduler sets the same learning rate for head and backbone.
         """
         made = super().configure_optimizers()
-        if isinstance(made, dict) and isinstance(made["lr_scheduler"]["scheduler"], LRScheduler):
-            rates = [group["initial_lr"] for group in made["optimizer"].param_groups]
-            if len(rates) == 2 and abs(rates[1] / rates[0] - self.backbone_lr) > 1e-6:
+        if isinstance(made, dict):
+            rates = [group.get("initial_lr", group["lr"]) for group in made["optimizer"].param_groups]
+            if len(rates) == 2 and not math.isclose(rates[1], self.backbone_lr * rates[0], rel_tol=1e-6):
                 name = type(made["lr_scheduler"]["scheduler"]).__name__
                 raise InputError(
                     f"lr_scheduler: {name} sets rates of its own, and the backbone's is not {self.backbone_lr} of the head's: "
@@ -142,7 +148,7 @@ class Transfer(ConvNet):
         data = self.trainer.datamodule
         if self.precompute and self.is_whole and getattr(data, "is_random", True) is False:
             with self.trainer.precision_plugin.forward_context():
-                data.precompute(self.features, self.device)
+                data.precompute(self.features, self.device, self.dtype)
 
 
 class Unfreeze(BaseFinetuning):
@@ -169,19 +175,25 @@ class Unfreeze(BaseFinetuning):
             pl_module.unfreeze_layers()
 
 
-def without_last_layer(name: str) -> tuple[nn.Module, int, str]:
+def without_last_layer(name: str, transform_input: bool = False) -> tuple[nn.Module, int, str]:
     """Return torchvision's classifier of that name without its last linear layer, its features D, and that layer's name.
+
+    Args:
+        name: as `torchvision.models.list_models` gives it.
+        transform_input: of GoogLeNet and Inception, whose weights want pictures in [-1, 1].
 
     Raises:
         InputError: there is none, or its last layer is not linear.
     """
     from torchvision import models
 
+    if "." in name:
+        raise InputError(f"backbone: a network of ours is given as {{class_path: {name}}}")
     known = models.list_models(module=models)
     if name not in known:
         raise InputError(f"backbone: torchvision has no classifier {name!r}{did_you_mean(name, known)}")
-    extra = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    network = models.get_model(name, weights=None, **extra)
+    extra = {"aux_logits": False, "init_weights": False, "transform_input": transform_input}
+    network = models.get_model(name, weights=None, **(extra if name in ("googlenet", "inception_v3") else {}))
     layers = [(layer_name, layer) for layer_name, layer in network.named_modules() if not list(layer.children())]
     with_weights = [(layer_name, layer) for layer_name, layer in layers if list(layer.parameters())]
     last_name, last = with_weights[-1]

@@ -48,6 +48,7 @@ class VGGFeatures(nn.Sequential):
                 nn.MaxPool2d(kernel_size=2, ceil_mode=small_images)
             )  # (B, width, H, W) -> (B, width, H / 2, W / 2)
         super().__init__(*layers)
+        self.out_channels = widths[-1]
         initialise(self)
 
 

@@ -30,7 +30,7 @@ PAPERS = {  # torchvision's name -> ours
     **{f"vgg{d}_bn": functools.partial(VGG, depth=d, batch_norm=True) for d in (11, 13, 16, 19)},
     "googlenet": GoogLeNet,
     **{f"resnet{d}": functools.partial(ResNet, depth=d) for d in (18, 34, 50, 101, 152)},
-    **{f"densenet{d}": functools.partial(DenseNet, depth=d) for d in (121, 169, 201)},
+    **{f"densenet{d}": functools.partial(DenseNet, depth=d) for d in (121, 161, 169, 201)},
 }
 SMALL = {  # for pictures (B, 1, 28, 28) of 10 classes
     "lenet": LeNet,
@@ -109,9 +109,15 @@ class TestTorchvision:
             transform_input=True, aux_logits=False, init_weights=False
         )._transform_input(images)
         torch.testing.assert_close(network(images), expected.flatten(1))
-        with from_checkpoint():
-            assert GoogLeNet(weights="IMAGENET1K_V1").transform_input
-        assert not GoogLeNet(3).transform_input
+
+    def test_googlenet_does_not_take_torchvisions_weights_without_it(self, tmp_path):
+        file = tmp_path / "googlenet-1378be20.pth"
+        torch.save(theirs("googlenet").state_dict(), file)
+        with pytest.raises(InputError, match="set transform_input: true"):
+            GoogLeNet(weights=str(file))
+        GoogLeNet(weights=str(file), transform_input=True)
+        with from_checkpoint():  # which brings its own
+            GoogLeNet(weights=str(file))
 
 
 class TestShapes:
@@ -138,12 +144,12 @@ class TestWaysToRun:
     def test_channels_last_reaches_the_last_maps_and_changes_no_result(self, name):
         torch.manual_seed(0)
         network = randomise(SMALL[name]())
-        images = torch.rand(4, 1, 32, 32)
+        images = torch.rand(4, 1, 64, 64)
         expected = network(images)
         network.to(memory_format=torch.channels_last)
         maps = network.features(images)
-        if maps.shape[2] > 1:  # of one pixel, both orders are the same
-            assert maps.is_contiguous(memory_format=torch.channels_last)
+        assert maps.shape[2] > 1  # of one pixel, both orders are the same
+        assert maps.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("name", ["lenet", "alexnet", "vgg_bn", "googlenet", "resnet", "densenet"])
@@ -184,21 +190,17 @@ class TestWaysToRun:
             loss.backward()
 
     def test_a_batch_of_one_that_batch_norm_cannot_take_says_why(self, capsys):
-        network = ResNet(10, 18, 1, 4).train()  # the stem for large pictures: maps of 14, 7, 4, 2 and 1 pixels
-        with pytest.raises(
-            InputError, match=r"ResNet cannot be trained on a batch of one picture of \(28, 28\).*batch_size"
-        ):
-            network.training_loss(torch.rand(1, 1, 28, 28), torch.zeros(1, dtype=torch.int64))
         argv = (
             "--data.batch_size=1",
             "--data.val_size=53",
             "--model.lr_scheduler.total_steps=1000",
             "--trainer.max_epochs=1",
         )
-        assert main(["experiments/fashion_resnet.yaml", *argv, "--model.small_images=false"]) == 2
-        error = capsys.readouterr().err
-        assert "batch of one" in error
-        assert "Traceback" not in error
+        for name in ("resnet", "googlenet"):  # with the stem for large pictures: maps of 14, 7, 4, 2 and 1 pixels
+            assert main([f"experiments/fashion_{name}.yaml", *argv, "--model.small_images=false"]) == 2
+            error = capsys.readouterr().err
+            assert "cannot be trained on a batch of one picture of (28, 28)" in error
+            assert "Traceback" not in error
 
 
 class TestGoogLeNet:
@@ -291,8 +293,9 @@ class TestWeights:
         monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
         asked = []
 
-        def fetch(url, path):
+        def fetch(url, path, digest):
             asked.append(url)
+            assert digest == "f37072fd"
             torch.save(theirs("resnet18").state_dict(), path)
 
         monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
@@ -306,7 +309,7 @@ class TestWeights:
         monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
         monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
 
-        def fetch(url, path):
+        def fetch(url, path, digest):
             raise OSError("no route to host")
 
         monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)

@@ -6,13 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from pytorch_lightning import Trainer
 from test_train import receipt
 from torch import nn
 
 from callbacks.heat_maps import grad_cam
 from datamodules.image_folder import ImageFolder
+from lit_models.alexnet import AlexNetFeatures
+from lit_models.densenet import DenseNetFeatures
 from lit_models.resnet import ResNet, ResNetFeatures
 from lit_models.transfer import Transfer, without_last_layer
+from lit_models.vgg import VGGFeatures
 from runner.errors import InputError
 from runner.history import read_history
 from train import main
@@ -35,8 +39,7 @@ class TestBackbones:
     )
     def test_with_its_own_last_layer_it_is_torchvisions_classifier(self, name, tmp_path):
         torch.manual_seed(0)
-        extra = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
-        reference = torchvision.models.get_model(name, weights=None, **extra).eval()
+        reference = torchvision.models.get_model(name, weights=None).eval()
         torch.save(reference.state_dict(), tmp_path / "w.pth")
         ours = Transfer(1000, name, weights=str(tmp_path / "w.pth")).eval()
         *_, last = (module for module in reference.modules() if isinstance(module, nn.Linear))
@@ -45,8 +48,34 @@ class TestBackbones:
         with torch.no_grad():
             torch.testing.assert_close(ours(images), reference(images))
 
-    def test_a_vision_transformer_will_do(self):
-        assert Transfer(3, "vit_b_16").eval()(torch.rand(1, 3, 224, 224)).shape == (1, 3)
+    @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+    def test_networks_with_auxiliary_heads_as_torchvision_makes_them_of_its_files(self, name, tmp_path):
+        torch.manual_seed(0)
+        reference = torchvision.models.get_model(
+            name, weights=None, init_weights=False, aux_logits=True, transform_input=True
+        )
+        torch.save(reference.state_dict(), tmp_path / "w.pth")
+        ours = Transfer(1000, name, weights=str(tmp_path / "w.pth")).eval()
+        ours.head.load_state_dict(reference.fc.state_dict())
+        images = torch.rand(2, 3, 96, 96)
+        with torch.no_grad():
+            torch.testing.assert_close(ours(images), reference.eval()(images))
+
+    def test_a_vision_transformer_by_a_file_with_its_older_names(self, tmp_path):
+        reference = torchvision.models.vit_b_32(weights=None).eval()
+        new = reference.state_dict()
+        old = {k.replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2"): v for k, v in new.items()}
+        assert set(old) != set(new)
+        torch.save(old, tmp_path / "w.pth")
+        ours = Transfer(3, "vit_b_32", weights=str(tmp_path / "w.pth")).eval()
+        assert all(torch.equal(v, new[k]) for k, v in ours.backbone.state_dict().items())
+        assert ours(torch.rand(1, 3, 224, 224)).shape == (1, 3)
+
+    @pytest.mark.parametrize(
+        "features", [VGGFeatures(11, widths=(4,) * 5), AlexNetFeatures(widths=(4,) * 5), DenseNetFeatures((2, 2))]
+    )
+    def test_all_of_ours_can_be_backbones(self, features):
+        assert Transfer(3, features).eval()(torch.rand(2, 3, 96, 96)).shape == (2, 3)
 
     def test_one_of_ours_with_the_weights_of_our_own_checkpoint(self, tmp_path):
         ours = ResNet(10, 18, width=4, small_images=True)
@@ -71,17 +100,26 @@ class TestBackbones:
         ("arguments", "words"),
         [
             ({"backbone": "mobilenet_v4"}, ["no classifier 'mobilenet_v4'", "did you mean 'mobilenet_v"]),
+            ({"backbone": "lit_models.resnet.ResNetFeatures"}, ["{class_path: lit_models.resnet.ResNetFeatures}"]),
+            ({"backbone": "mobilenet_v2", "freeze": "all"}, ["give it weights, or freeze: none"]),
+            ({"unfreeze_at": 2}, ["nothing to set free"]),
             ({"backbone": "squeezenet1_0"}, ["last layer of squeezenet1_0", "not linear"]),
-            ({"freeze": "some"}, ["expected all, none or up_to:<layer>, got 'some'"]),
-            ({"freeze": "up_to:features.99"}, ["no layer 'features.99'"]),
-            ({"freeze": "up_to:"}, ["no layer ''"]),
+            (
+                {"freeze": "some", "weights": "weights/mobilenet_v2_features.pth"},
+                ["expected all, none or up_to:<layer>, got 'some'"],
+            ),
+            (
+                {"freeze": "up_to:features.99", "weights": "weights/mobilenet_v2_features.pth"},
+                ["no layer 'features.99'"],
+            ),
+            ({"freeze": "up_to:", "weights": "weights/mobilenet_v2_features.pth"}, ["no layer ''"]),
             ({"unfreeze_at": 0}, ["unfreeze_at"]),
             ({"backbone_lr": 0}, ["backbone_lr must be above 0"]),
         ],
     )
     def test_what_cannot_be_used_is_told_in_one_line(self, arguments, words):
         with pytest.raises(InputError) as caught:
-            Transfer(2, **{"backbone": "mobilenet_v2", **arguments})
+            Transfer(2, **{"backbone": "mobilenet_v2", "freeze": "none", **arguments})
         assert len(str(caught.value).splitlines()) == 1
         assert not [word for word in words if word not in str(caught.value)]
 
@@ -112,11 +150,22 @@ class TestFrozen:
         held = {id(p) for group in partly.configure_optimizers().param_groups for p in group["params"]}
         assert held == {id(p) for p in partly.parameters() if p.requires_grad}
 
+    def test_a_plateau_scheduler_will_do(self, train):
+        argv = ["--model.lr_scheduler=pytorch_lightning.cli.ReduceLROnPlateau", "--model.lr_scheduler.monitor=val/loss"]
+        for freeze in ("all", "none"):
+            train(
+                *argv,
+                f"--model.freeze={freeze}",
+                "--trainer.max_epochs=1",
+                experiment=EXPERIMENTS["feature_extraction"],
+                tiny=TINY,
+            )
+
     def test_a_schedule_that_levels_the_rates_is_an_error(self, capsys):
         argv = ["--model.lr_scheduler=torch.optim.lr_scheduler.OneCycleLR", "--model.lr_scheduler.total_steps=100"]
         assert main([EXPERIMENTS["finetune"], *TINY, *argv, "--model.lr_scheduler.max_lr=0.01"]) == 2
         assert "give it a list of two, the head's first" in capsys.readouterr().err
-        argv += ["--trainer.max_epochs=1", "--model.backbone=resnet18", "--model.weights=null", "--model.unfreeze_at=1"]
+        argv += ["--trainer.max_epochs=1", "--model.freeze=none", "--model.unfreeze_at=null"]
         assert main([EXPERIMENTS["finetune"], *TINY, *argv, "--model.lr_scheduler.max_lr=[0.01, 0.001]"]) == 0
 
 
@@ -193,6 +242,18 @@ class TestPrecomputedFeatures:
         )
         assert sum(calls) == 6 + 2 * 16 + 6 + 6
 
+    def test_in_half_precision_too(self, train, calls):
+        argv = (*TINY, "--trainer.max_epochs=2", "--trainer.precision=bf16-true")
+        train(*argv, experiment=EXPERIMENTS["feature_extraction"], tiny=())
+        assert sum(calls) == 6 + 16 + 6 + 6
+
+    def test_after_training_the_data_is_pictures_again(self):
+        data = ImageFolder("hymenoptera", image_size=32, augment=[], num_workers=0, batch_size=5)
+        arguments = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        for _ in range(2):
+            Trainer(**arguments, enable_model_summary=False, accelerator="cpu").fit(Transfer(2, small_backbone()), data)
+            assert next(iter(data.train_dataloader()))[0].shape == (5, 3, 32, 32)
+
     def test_stopped_and_resumed_it_ends_in_the_same_bits(self, train):
         path = EXPERIMENTS["feature_extraction"]
         whole = train(*TINY, "--trainer.max_epochs=3", experiment=path, tiny=())
@@ -219,7 +280,7 @@ class TestReceipt:
         monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
         monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
 
-        def fail(url, path):
+        def fail(*_):
             raise OSError("no route to host")
 
         monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
@@ -256,6 +317,16 @@ class TestHeatMaps:
                 return images.flatten(1)
 
         assert grad_cam(Flat(), torch.rand(2, 3, 4, 4)) is None
+
+    def test_of_a_compiled_network_they_are_the_same(self):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        network = Transfer(2, small_backbone()).eval()
+        images = torch.rand(2, 3, 32, 32)
+        expected = grad_cam(network, images)
+        network.compile(backend="aot_eager")
+        network(images)
+        assert torch.equal(grad_cam(network, images), expected)
 
     @pytest.mark.pictures
     def test_they_are_drawn(self, train):
