@@ -6,7 +6,7 @@ C  torchvision at its fastest: PIL, uint8 tensors before they are cut, and whole
 
 All of them decode, cut out a RandomResizedCrop of 224 (antialiased), flip, and make batches of 32, with the same number
 of worker processes. A and C then normalise whole batches, which in training happens on the device. The pictures are
-hymenoptera's, in `DATA_DIR` (default: `data`), else generated ones; and the same enlarged to the sizes that cameras make.
+hymenoptera's, in `DATA_DIR` (default: `data`), else generated ones; and the same, enlarged to what cameras make.
 
     python benchmarks/image_folder_speed.py
     python benchmarks/image_folder_speed.py path/to/pictures --workers 0 --rounds 9
@@ -133,7 +133,8 @@ def table(name: str, rates: dict[str, list[float]]) -> Iterator[str]:
     for way, what in WAYS.items():
         yield f"{name:>12}  {way}  {what:22}  {spread(rates[way], ',.0f')}"
     for other in list(WAYS)[1:]:
-        yield f"{name:>12}  A / {other:21}  {spread([a / b for a, b in zip(rates['A'], rates[other], strict=True)], '.2f')}"
+        ratios = [a / b for a, b in zip(rates["A"], rates[other], strict=True)]
+        yield f"{name:>12}  A / {other:21}  {spread(ratios, '.2f')}"
 
 
 def spread(values: list[float], digits: str) -> str:

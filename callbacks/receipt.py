@@ -14,7 +14,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from runner.files import write_whole
 from runner.run import Run
 
-PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy")
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "opencv-python-headless",
+            "albumentations", "pillow")  # fmt: skip
 REPOSITORY = Path(__file__).parent.parent
 
 

@@ -133,7 +133,7 @@ class ImageFolder(LightningDataModule):
         return self.augmentation is not None
 
     def prepare_data(self) -> None:
-        """Download and unpack the archive, if there is one and no folder; leave it to `setup` to say what is missing."""
+        """Download and unpack the archive, if there is one and no folder; `setup` says what is missing."""
         if self.url and not self.path.exists() and not self.download_error:
             self.download_error = download(self.folder, self.path, lambda: fetch_archive(self.url, self.path))
 
@@ -188,7 +188,7 @@ class ImageFolder(LightningDataModule):
         return self._loader(self.test_set, self.eval_batch_size)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Any], dataloader_idx: int) -> tuple[Tensor, Any]:
-        """Turn uint8 pictures (B, 3, S, S) to floats, on the device: in [0, 1], then normalised; the rest is left alone."""
+        """Turn uint8 pictures (B, 3, S, S) to normalised floats, on the device; what comes with them is left alone."""
         images, rest = batch
         if self.precomputed and images.ndim == 2:  # features
             return images.to(self.trainer.lightning_module.dtype), rest
@@ -265,8 +265,8 @@ class ImageFolder(LightningDataModule):
             raise InputError(f"{folder} has no train folder: expected {LAYOUT} in it{did_you_mean('train', names)}")
         if "val" not in names:
             raise InputError(
-                f"{folder} has no val folder, to choose the best epoch by: move a fifth of the pictures from train/<class> "
-                f"to val/<class>{did_you_mean('val', {*names} - {'train', 'test'})}"
+                f"{folder} has no val folder, to choose the best epoch by: move a fifth of the pictures from "
+                f"train/<class> to val/<class>{did_you_mean('val', {*names} - {'train', 'test'})}"
             )
         ignored: Counter[str] = Counter()
         found = {part: _find_classes(folder / part, ignored) for part in PARTS if part in names}
@@ -385,7 +385,7 @@ class EndlessShuffle(EpochShuffle):
 class LateLoader(DataLoader):
     """A DataLoader that sends for its first batches when one is asked for.
 
-    (Of a resumed run, Lightning makes the first iterator before it sets the epoch: the workers would begin with another.)
+    (Of a resumed run, Lightning makes the first iterator before it sets the epoch: workers would begin with another.)
     """
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -393,7 +393,7 @@ class LateLoader(DataLoader):
 
 
 def prepare(path: Path, short: int, size: int) -> np.ndarray:
-    """Read a picture for evaluation: resized to `short` pixels at its shorter side, the middle cut out: (size, size, 3)."""
+    """Read a picture for evaluation, its shorter side resized to `short` and the middle cut out: (size, size, 3)."""
     image = read_picture(path, enough=2 * short)
     height, width = image.shape[:2]
     if (limit := 4 * min(height, width)) < max(height, width):  # a strip: what is far from the middle is not looked at
@@ -447,7 +447,7 @@ def fetch_archive(url: str, folder: Path) -> None:
 
 
 def _find_classes(folder: Path, ignored: Counter) -> dict[str, list[Path]]:
-    """Return the picture files of each class, sorted; other files' suffixes are counted in `ignored`. Hidden is hidden."""
+    """Return the picture files of each class, sorted; count others by suffix in `ignored`, hidden ones apart."""
     classes: dict[str, list[Path]] = {}
     ignored.update(p.suffix for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     for class_folder in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
@@ -483,7 +483,7 @@ def _one_thread(worker: int) -> None:
 def _row(values: tuple[float, ...], width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return a value for each channel, for pixels in 0..255, as a row of a picture in channels_last: (1, 3, 1, width).
 
-    A whole row, because a CPU takes six times as long with three numbers; and made once, because a copy waits for the GPU.
+    A whole row, since a CPU takes six times as long with three numbers; and made once, since a copy waits for the GPU.
     """
     row = 255 * torch.tensor(values, dtype=torch.float64).repeat(width)  # (3 * width,)
     return row.to(dtype).to(device).view(1, 1, width, 3).permute(0, 3, 1, 2)

@@ -77,7 +77,7 @@ def read_picture(path: Path, enough: float = 0) -> np.ndarray:
 def check_picture(path: Path) -> tuple[str, str]:
     """Read a file once; return its SHA-256 (hexadecimal), and why it is no readable picture, or an empty string.
 
-    The whole file is decoded, a JPEG at an eighth of its size: OpenCV may fill what is missing with grey, and not say so.
+    The whole file is decoded, a JPEG at an eighth of its size: OpenCV may fill in what is missing, and not say so.
     """
     digest = ""
     try:
@@ -97,7 +97,7 @@ def check_picture(path: Path) -> tuple[str, str]:
 
 def check_pictures(paths: Sequence[Path]) -> list[tuple[str, str]]:
     """Return `check_picture` of each; with a progress bar, if there is a terminal, from the second second on."""
-    # The filters of warnings belong to all threads: those that each sets and resets get mixed up, and are put right here
+    # The filters of warnings belong to all threads: what each of them sets and resets gets mixed up, and is reset here
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:
         checks = pool.map(check_picture, paths)
         return list(tqdm(checks, "checking", len(paths), leave=False, disable=None, delay=2, unit=" pictures"))
@@ -184,7 +184,7 @@ def _read_with_pil(content: bytes) -> np.ndarray:
 
 
 def _cv2_flag(content: bytes, enough: float) -> int:
-    """How cv2 is to decode it: as it is, or a large JPEG smaller. (PIL reads the size; small files are not worth that.)"""
+    """Tell cv2 to decode as it is, or a large JPEG smaller. (Small files are not worth asking PIL for the size.)"""
     if enough and len(content) > 100_000 and content.startswith(CV2_READS[0]):
         with warnings.catch_warnings(action="ignore"):  # of a large picture
             short = min(Image.open(io.BytesIO(content)).size)

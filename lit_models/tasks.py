@@ -189,7 +189,10 @@ class Classifier(Task):
         classes = getattr(self.trainer.datamodule, "classes", None)
         if classes and len(classes) != self.num_classes:
             data = type(self.trainer.datamodule).__name__
-            raise InputError(f"{type(self).__name__} has {self.num_classes} classes, but {data} has {len(classes)}")
+            raise InputError(
+                f"{type(self).__name__} has {self.num_classes} classes, but {data} has {len(classes)}: "
+                f"--model.num_classes {len(classes)}"
+            )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss."""

@@ -35,7 +35,7 @@ def norms(network: nn.Module) -> list[nn.BatchNorm2d]:
 
 class TestBackbones:
     @pytest.mark.parametrize(
-        "name", ["mobilenet_v2", "resnet18", "googlenet", "densenet121", "mobilenet_v3_small", "efficientnet_b0"]
+        "name", ["mobilenet_v2", "resnet18", "mnasnet0_5", "densenet121", "mobilenet_v3_small", "efficientnet_b0"]
     )
     def test_with_its_own_last_layer_it_is_torchvisions_classifier(self, name, tmp_path):
         torch.manual_seed(0)
