@@ -148,8 +148,9 @@ class CIFAR10(InMemoryDataModule):
         Raises:
             InputError: it cannot be read.
         """
-        from datamodules.pictures import read_picture, resize
+        from datamodules.pictures import read_picture, require_picture, resize
 
+        require_picture(path)
         return torch.from_numpy(resize(read_picture(path), 32, 32)).permute(2, 0, 1)  # (H, W, C) -> (C, H, W)
 
 

@@ -4,15 +4,8 @@ Shapes: B batch, S image_size; pictures are (B, 3, S, S), uint8 until they are o
 """
 
 import hashlib
-import lzma
 import os
 import random
-import tarfile
-import tempfile
-import warnings
-import zipfile
-import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -27,22 +20,19 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from callbacks.seeding import epoch_seed
+from datamodules.class_folders import fetch_archive, files_of, find_classes, leave_out, warn_of_leaks
 from datamodules.files import data_dir, download
 from datamodules.in_memory import EpochShuffle, InMemoryDataModule, InMemoryDataset
 from datamodules.pictures import (
-    PICTURE_SUFFIXES,
     PictureError,
-    check_picture,
     check_pictures,
     make_augmentation,
     read_picture,
+    require_picture,
     resize,
 )
-from runner.errors import InputError, did_you_mean, one_line
+from runner.errors import InputError, one_line
 
-PARTS = ("train", "val", "test")
-Found = dict[str, dict[str, list[Path]]]  # part -> class -> files
-LAYOUT = "train/<class>/*.jpg and val/<class>/*.jpg"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -146,19 +136,21 @@ class ImageFolder(LightningDataModule):
         if self.train_set is not None:
             return
         try:
-            found = self._find()
+            found = find_classes(self.path, self.url, self.download_error)
         except OSError as error:
             raise InputError(f"{error.filename} cannot be read: {error.strerror}") from None
-        files = _files(found)
+        files = files_of(found)
         checks = dict(zip(files, check_pictures(files), strict=True))
         digests = {file: digest for file, (digest, _) in checks.items()}
-        self._leave_out({file: reason for file, (_, reason) in checks.items() if reason}, found)
-        self._warn_of_leaks(found, digests)
+        bad = {file: reason for file, (_, reason) in checks.items() if reason}
+        leave_out(bad, found, self.path, self.on_bad_image)
+        self.left_out = len(bad)
+        warn_of_leaks(found, digests)
 
         self.classes = tuple(found["train"])
         self.has_test = "test" in found
         self.source = f"pictures in {self.path}{'' if self.has_test else ' (no test folder: val is tested)'}"
-        names = ((file.relative_to(self.path).as_posix(), digests[file]) for file in _files(found))
+        names = ((file.relative_to(self.path).as_posix(), digests[file]) for file in files_of(found))
         content = "".join(f"{name} {digest}\n" for name, digest in names)
         self.fingerprint = hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
         self.val_set = self._pictures(found["val"])
@@ -228,8 +220,7 @@ class ImageFolder(LightningDataModule):
         Raises:
             PictureError: it cannot be read.
         """
-        if reason := check_picture(path)[1]:
-            raise PictureError(f"{path} cannot be read: {reason}")
+        require_picture(path)
         return torch.from_numpy(prepare(path, self.resize, self.image_size)).permute(2, 0, 1)  # (S, S, 3) -> (3, S, S)
 
     # -- what receipts and checkpoints say ---------------------------------------------------------------------------
@@ -248,67 +239,6 @@ class ImageFolder(LightningDataModule):
     def sizes(self) -> dict[str, int]:
         """Pictures in each set."""
         return {"train": len(self.train_set), "val": len(self.val_set), "test": len(self.test_set)}
-
-    # -- setup's steps -----------------------------------------------------------------------------------------------
-
-    def _find(self) -> Found:
-        """Return the files of every class of every part there is, sorted; `train` tells which classes there are."""
-        folder = self.path
-        if not folder.is_dir():
-            if self.url:
-                reason = self.download_error or "no download was tried"
-                raise InputError(f"no {folder}, and {self.url} could not be had ({reason}): put {LAYOUT} into {folder}")
-            names = [p.name for parent in {folder.parent, data_dir()} if parent.is_dir() for p in parent.glob("*/")]
-            raise InputError(f"there is no folder {folder}, with {LAYOUT} in it{did_you_mean(folder.name, names)}")
-        names = [p.name for p in folder.glob("*/")]
-        if "train" not in names:
-            raise InputError(f"{folder} has no train folder: expected {LAYOUT} in it{did_you_mean('train', names)}")
-        if "val" not in names:
-            raise InputError(
-                f"{folder} has no val folder, to choose the best epoch by: move a fifth of the pictures from "
-                f"train/<class> to val/<class>{did_you_mean('val', {*names} - {'train', 'test'})}"
-            )
-        ignored: Counter[str] = Counter()
-        found = {part: _find_classes(folder / part, ignored) for part in PARTS if part in names}
-        classes = list(found["train"])
-        if len(classes) < 2:
-            has = f"one class only, {classes[0]}" if classes else "no folders, one for each class"
-            raise InputError(f"{folder / 'train'} has {has}: expected {LAYOUT} in {folder}")
-        for part, its_classes in found.items():
-            if not its_classes:
-                raise InputError(f"{folder / part} has no folders, one for each class: {_some(classes)}")
-            for name in its_classes:
-                if name not in classes:
-                    raise InputError(f"{folder / part / name}: train has no such class{did_you_mean(name, classes)}")
-        if ignored:
-            kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in ignored.most_common(5))
-            warnings.warn(f"{folder}: in no class's folder, or no pictures by their names: {kinds}", stacklevel=3)
-        return found
-
-    def _leave_out(self, bad: dict[Path, str], found: Found) -> None:
-        """Take what cannot be read out of `found`, or stop; stop, too, at a class that nothing is left of."""
-        if bad:
-            named = _some(f"{path} ({reason})" for path, reason in bad.items())
-            message = f"{len(bad):,} of {len(_files(found)):,} pictures cannot be read: {named}"
-            if self.on_bad_image == "stop":
-                raise InputError(f"{message}; mend or remove them, or leave them out: --data.on_bad_image skip")
-            warnings.warn(f"{message}; left out", stacklevel=3)
-            self.left_out = len(bad)
-        for part, classes in found.items():
-            for name in classes:
-                classes[name] = [file for file in classes[name] if file not in bad]
-                if not classes[name]:
-                    raise InputError(
-                        f"{self.path / part / name} has no picture that can be read ({', '.join(PICTURE_SUFFIXES)}): "
-                        "put some there, or remove the folder"
-                    )
-
-    def _warn_of_leaks(self, found: Found, digests: dict[Path, str]) -> None:
-        """Warn of pictures to validate or test on that are trained on."""
-        known = {digests[file] for file in _files({"train": found["train"]})}
-        for part in PARTS[1:]:
-            if leaks := [file for file in _files({part: found.get(part, {})}) if digests[file] in known]:
-                warnings.warn(f"{len(leaks)} of the pictures in {part} are in train, too: {_some(leaks)}", stacklevel=3)
 
     def _pictures(self, classes: dict[str, list[Path]], augment=None) -> "Pictures":
         pairs = [(file, self.classes.index(name)) for name, files in classes.items() for file in files]
@@ -417,62 +347,6 @@ def stack(samples: list[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
 def available_cpus() -> int:
     """How many CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def fetch_archive(url: str, folder: Path) -> None:
-    """Download a zip or tar, and make the folder in it that holds `train` to `folder`: whole, or not at all.
-
-    Raises:
-        OSError, RuntimeError: it cannot be had, or is no such archive.
-    """
-    from torchvision.datasets.utils import download_url  # a second to import: only if it is needed
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        archive, unpacked = Path(temporary, "archive"), Path(temporary, "unpacked")
-        download_url(url, temporary, archive.name)
-        try:
-            if zipfile.is_zipfile(archive):
-                zipfile.ZipFile(archive).extractall(unpacked)
-            else:
-                with tarfile.open(archive) as tar:
-                    tar.extractall(unpacked, filter="data")
-        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError):
-            raise RuntimeError("what came is no zip or tar, or not all of it") from None
-        inside = [unpacked, *sorted(unpacked.glob("*/"))]
-        found = [path for path in inside if (path / "train").is_dir()]
-        if not found:
-            raise RuntimeError(f"the archive has no train folder; in it: {_some(p.name for p in unpacked.iterdir())}")
-        found[0].rename(folder)
-
-
-def _find_classes(folder: Path, ignored: Counter) -> dict[str, list[Path]]:
-    """Return the picture files of each class, sorted; count others by suffix in `ignored`, hidden ones apart."""
-    classes: dict[str, list[Path]] = {}
-    ignored.update(p.suffix for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    for class_folder in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        files = []
-        for root, folders, names in os.walk(class_folder, onerror=_raise, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            files += [Path(root, name) for name in names if not name.startswith(".")]
-        pictures = [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES]
-        ignored.update(file.suffix for file in files if file.suffix.lower() not in PICTURE_SUFFIXES)
-        classes[class_folder.name] = sorted(pictures)
-    return classes
-
-
-def _files(found: Found) -> list[Path]:
-    return [file for classes in found.values() for files in classes.values() for file in files]
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _some(names) -> str:
-    """Return the first three, and how many more there are."""
-    names = [one_line(name) for name in names]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def _one_thread(worker: int) -> None:

@@ -116,10 +116,9 @@ class _IdxImages(InMemoryDataModule):
         """
         from PIL import Image
 
-        from datamodules.pictures import PictureError, check_picture, read_picture  # OpenCV: nothing else here needs it
+        from datamodules.pictures import read_picture, require_picture  # OpenCV: nothing else here needs it
 
-        if reason := check_picture(path)[1]:
-            raise PictureError(f"{path} cannot be read: {reason}")
+        require_picture(path)
         grey = Image.fromarray(read_picture(path)).convert("L")
         pixels = grey.resize((28, 28), Image.Resampling.BILINEAR)  # on the way down it takes the mean: no aliasing
         return torch.from_numpy(np.array(pixels)).unsqueeze(0)  # (28, 28) -> (1, 28, 28)

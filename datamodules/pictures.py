@@ -28,8 +28,6 @@ import cv2
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it cannot read is told by us, in one line
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")  # in any case
-
 # First bytes of JPEG, PNG, BMP and WebP, which OpenCV reads to the same pixels as PIL, and faster. Of a GIF with
 # transparency and a TIFF with alpha it makes other ones.
 CV2_READS = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"RIFF")
@@ -93,6 +91,12 @@ def check_picture(path: Path) -> tuple[str, str]:
     except Exception as error:
         return digest, _reason(error)
     return digest, ""
+
+
+def require_picture(path: Path) -> None:
+    """Raise PictureError for a file that `check_picture` finds something wrong with."""
+    if reason := check_picture(path)[1]:
+        raise PictureError(f"{path} cannot be read: {reason}")
 
 
 def check_pictures(paths: Sequence[Path]) -> list[tuple[str, str]]:

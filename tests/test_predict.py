@@ -13,10 +13,8 @@ import torch
 from conftest import REPOSITORY, TINY
 from PIL import Image
 
-from datamodules import pictures
 from datamodules.mnist import MNIST, read_idx
 from lit_models.mlp import MLP
-from runner import arguments, files
 from runner.predict import PictureFiles, tell_classes
 from train import main
 
@@ -339,8 +337,3 @@ class TestMistakes:
             assert "torch" not in sys.modules
         """
         subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
-
-
-def test_suffixes_are_those_of_the_pictures():
-    assert files.PICTURE_SUFFIXES == pictures.PICTURE_SUFFIXES
-    assert arguments.PICTURE_SUFFIXES is files.PICTURE_SUFFIXES
