@@ -124,9 +124,10 @@ def fit(experiment, run, progress):
 
 def test(experiment, checkpoint: Path, run=None, count=None) -> dict[str, float]:
     """Test a checkpoint on one device, where no sample is counted twice, and return the metrics."""
-    from runner.checkpoints import read_checkpoint
+    from runner.checkpoints import check_classes, read_checkpoint
 
-    read_checkpoint(checkpoint, experiment.model)
+    experiment.load_data()
+    check_classes(checkpoint, read_checkpoint(checkpoint, experiment.model), experiment.datamodule)
     pictures = [experiment.model.pictures(run)] if run else []
     trainer = experiment.trainer(
         logger=False,
@@ -158,9 +159,11 @@ def print_metrics(metrics: dict[str, float]) -> None:
     from callbacks.progress import short
 
     by_class = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith("test_acc/")}
-    rows = {name: value for name, value in sorted(metrics.items()) if not name.startswith("test_acc/")}
+    rows = {name: short(value) for name, value in sorted(metrics.items()) if not name.startswith("test_acc/")}
+    if "test/acc_top5" in rows:
+        rows["test/acc"] += f"  (among the first five: {rows.pop('test/acc_top5')})"
     width = max(map(len, rows))
-    print("\n" + "\n".join(f"{name:{width}}  {short(value)}" for name, value in rows.items()))
+    print("\n" + "\n".join(f"{name:{width}}  {value}" for name, value in rows.items()))
     if by_class:
         least = sorted(by_class, key=by_class.get)[:5]
         print(f"{'of a class':{width}}  {', '.join(f'{name} {by_class[name]:.4f}' for name in least)}")

@@ -4,6 +4,8 @@ A  this project's: datamodules.image_folder
 B  the ordinary way: torchvision's ImageFolder, PIL, and v2 transforms down to Normalize, in a DataLoader
 C  torchvision at its fastest: PIL, uint8 tensors before they are cut, and whole batches normalised, as A's are
 
+(A decodes a JPEG at half its size or less where the smallest crop keeps pixels enough even so; so it is with large ones.)
+
 All of them decode, cut out a RandomResizedCrop of 224 (antialiased), flip, and make batches of 32, with the same number
 of worker processes. A and C then normalise whole batches, which in training happens on the device. The pictures are
 hymenoptera's, in `DATA_DIR` (default: `data`), else generated ones; and the same, enlarged to what cameras make.
@@ -99,7 +101,7 @@ def measure(name: str, folder: Path, pictures: int, workers: int, rounds: int) -
 def enlarged(source: Path, folder: Path, long_side: int, pictures: int) -> Path:
     """Write the training pictures, so many of them at most, with a longer side of so many pixels; return the folder."""
     paths = sorted(source.glob("train/*/*"))
-    for path in paths[:: max(1, len(paths) // pictures)]:
+    for path in paths[:: max(1, -(-len(paths) // pictures))]:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
         size = [round(side * long_side / max(image.size)) for side in image.size]

@@ -96,8 +96,9 @@ class ClassificationPictures(Callback):
 
     @staticmethod
     def names(trainer: Trainer, pl_module: LightningModule) -> list[str]:
-        """Return the classes' names, or their numbers."""
-        return getattr(trainer.datamodule, "classes", None) or [str(i) for i in range(pl_module.num_classes)]
+        """Return the classes' names as matplotlib draws them literally, or their numbers."""
+        classes = getattr(trainer.datamodule, "classes", None) or range(pl_module.num_classes)
+        return [str(name).replace("$", r"\$") for name in classes]
 
     def _predictions(self, classes, title: str):
         cells = self.rows * self.columns

@@ -1,7 +1,6 @@
 """Folders of pictures, one for each class, in one for each part: `train/<class>/*.jpg`, `val/<class>/*.jpg`, `test/...`."""
 
 import lzma
-import os
 import tarfile
 import tempfile
 import warnings
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from datamodules.files import data_dir
 from runner.errors import InputError, did_you_mean, one_line
-from runner.files import PICTURE_SUFFIXES
+from runner.files import PICTURE_SUFFIXES, files_below
 
 PARTS = ("train", "val", "test")
 Found = dict[str, dict[str, list[Path]]]  # part -> class -> files
@@ -55,6 +54,8 @@ def find_classes(folder: Path, url: str | None = None, download_error: str = "")
         for name in its_classes:
             if name not in classes:
                 raise InputError(f"{folder / part / name}: train has no such class{did_you_mean(name, classes)}")
+        if absent := [name for name in classes if name not in its_classes]:
+            warnings.warn(f"{folder / part} has no {some(absent)}, which train has", stacklevel=3)
     if ignored:
         kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in ignored.most_common(5))
         warnings.warn(f"{folder}: in no class's folder, or no pictures by their names: {kinds}", stacklevel=3)
@@ -123,23 +124,17 @@ def _find_classes(folder: Path, ignored: Counter) -> dict[str, list[Path]]:
     classes: dict[str, list[Path]] = {}
     ignored.update(p.suffix for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     for class_folder in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        files = []
-        for root, folders, names in os.walk(class_folder, onerror=_raise, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            files += [Path(root, name) for name in names if not name.startswith(".")]
-        pictures = [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES]
+        if not class_folder.name.isprintable():
+            raise InputError(f"{folder} has a class whose name cannot be printed: {class_folder.name!a}")
+        files = files_below(class_folder)
+        classes[class_folder.name] = sorted(file for file in files if file.suffix.lower() in PICTURE_SUFFIXES)
         ignored.update(file.suffix for file in files if file.suffix.lower() not in PICTURE_SUFFIXES)
-        classes[class_folder.name] = sorted(pictures)
     return classes
 
 
 def files_of(found: Found) -> list[Path]:
     """Return all files, part by part and class by class."""
     return [file for classes in found.values() for files in classes.values() for file in files]
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def some(names) -> str:

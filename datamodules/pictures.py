@@ -76,6 +76,7 @@ def check_picture(path: Path) -> tuple[str, str]:
     """Read a file once; return its SHA-256 (hexadecimal), and why it is no readable picture, or an empty string.
 
     The whole file is decoded, a JPEG at an eighth of its size: OpenCV may fill in what is missing, and not say so.
+    (What it does not find is damage within a JPEG that still decodes to something.)
     """
     digest = ""
     try:
@@ -132,7 +133,7 @@ class RandomResizedCrop(albumentations.RandomResizedCrop):
     @property
     def enough(self) -> float:
         """Pixels that a picture's shorter side needs for the smallest crop to be no smaller than what comes of it."""
-        return max(self.size) * (max(self.ratio) / max(self.scale[0], 1e-6)) ** 0.5
+        return max(self.size) * (max(max(self.ratio), 1 / min(self.ratio)) / max(self.scale[0], 1e-6)) ** 0.5
 
 
 TRANSFORMS = {
@@ -201,5 +202,5 @@ def _cv2_flag(content: bytes, enough: float) -> int:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "it is no picture"
+        return "it is no picture, or of a kind that is not read here (HEIC, for one: convert it to JPEG)"
     return getattr(error, "strerror", None) or one_line(error) or type(error).__name__

@@ -73,7 +73,7 @@ class Transfer(ConvNet):
         self.unfreeze_at, self.backbone_lr, self.precompute = unfreeze_at, backbone_lr, precompute
         self.is_whole = freeze == "all" and unfreeze_at is None  # frozen from the first to the last epoch
         self.frozen = layers_up_to(self.backbone, freeze)
-        self.freeze_layers()
+        self.set_frozen(True)
 
     def features(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to features (B, D)."""
@@ -86,20 +86,12 @@ class Transfer(ConvNet):
 
     # -- what is frozen ----------------------------------------------------------------------------------------------
 
-    def freeze_layers(self) -> None:
-        """Freeze what `freeze` says."""
-        self.is_frozen = True
+    def set_frozen(self, is_frozen: bool) -> None:
+        """Freeze what `freeze` names, or set it free."""
+        self.is_frozen = is_frozen
         for layer in self.frozen:
             for parameter in layer.parameters(recurse=False):
-                parameter.requires_grad = False
-        self.train(self.training)
-
-    def unfreeze_layers(self) -> None:
-        """Set it free."""
-        self.is_frozen = False
-        for layer in self.frozen:
-            for parameter in layer.parameters(recurse=False):
-                parameter.requires_grad = True
+                parameter.requires_grad = not is_frozen
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Transfer":
@@ -167,12 +159,12 @@ class Unfreeze(BaseFinetuning):
 
     def freeze_before_training(self, pl_module: Transfer) -> None:
         """Freeze."""
-        pl_module.freeze_layers()
+        pl_module.set_frozen(True)
 
     def finetune_function(self, pl_module: Transfer, epoch: int, optimizer: torch.optim.Optimizer) -> None:
         """Set free, at the epoch or, in a run resumed later, after it."""
         if epoch >= self.epoch and pl_module.is_frozen:
-            pl_module.unfreeze_layers()
+            pl_module.set_frozen(False)
 
 
 def without_last_layer(name: str, transform_input: bool = False) -> tuple[nn.Module, int, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.errors import InputError, did_you_mean, existing_file
-from runner.files import PICTURE_SUFFIXES, list_yaml, list_yaml_names, read_yaml
+from runner.files import PICTURE_SUFFIXES, files_below, list_yaml, list_yaml_names, read_yaml
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -91,6 +91,8 @@ def parse(argv: list[str]) -> Arguments | None:
             if value is None:
                 raise InputError(f"{key} needs a value")
         if key in ("--ckpt", "--resume", "--verify", "--predict"):
+            if key in options:
+                raise InputError(f"{key} is given twice")
             options[key] = value
         elif key in ("--config", "-c"):
             raise InputError(f"an experiment is complete in itself: name it without {key}")
@@ -120,7 +122,9 @@ def parse(argv: list[str]) -> Arguments | None:
     elif experiments:
         config = existing_file(experiments[0], "experiment", ".yaml")
     else:
-        raise InputError("no experiment named; try: python train.py experiments/mnist_mlp.yaml (or --help)")
+        config = Path(options.get("--ckpt", "")).parent / "config.yaml"
+        known = config if "--ckpt" in options and config.is_file() else "experiments/mnist_mlp.yaml"
+        raise InputError(f"no experiment named; try: python train.py {known} (or --help)")
 
     name = _experiment_name(config)
     if resume and experiments and _experiment_name(existing_file(experiments[0], "experiment", ".yaml")) != name:
@@ -169,19 +173,14 @@ def find_pictures(paths: list[str]) -> list[Path]:
         if not os.path.isdir(path):
             pictures.append(existing_file(path, "picture", ""))
             continue
-        found = []
-        for folder, folders, names in os.walk(path, onerror=_refuse, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            found += [Path(folder, name) for name in names if not name.startswith(".")]
-        found = [file for file in found if file.suffix.lower() in PICTURE_SUFFIXES]
+        try:
+            found = [file for file in files_below(path) if file.suffix.lower() in PICTURE_SUFFIXES]
+        except OSError as error:
+            raise InputError(f"folder {error.filename} cannot be read: {error.strerror}") from None
         if not found:
             raise InputError(f"folder {path} has no pictures in it ({', '.join(PICTURE_SUFFIXES)})")
         pictures += sorted(found, key=_natural)
     return list(dict.fromkeys(pictures))
-
-
-def _refuse(error: OSError) -> None:
-    raise InputError(f"folder {error.filename} cannot be read: {error.strerror}")
 
 
 def _natural(path: Path) -> tuple:

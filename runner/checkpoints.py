@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningDataModule, LightningModule
 
 from runner.arguments import checkpoint_file
 from runner.errors import InputError, one_line
@@ -20,7 +20,9 @@ LIGHTNINGS_KEYS = {
 }
 
 # What may change when a run goes on: when it ends, where it runs, what is shown. All else makes it another run.
-MAY_CHANGE = re.compile(r"trainer\.(max_epochs|max_time|accelerator|devices|enable_progress_bar)")
+MAY_CHANGE = re.compile(
+    r"trainer\.(max_epochs|max_time|accelerator|devices|enable_progress_bar)|data\.init_args\.num_workers"
+)
 
 
 def read_checkpoint(path: Path, model: LightningModule) -> dict:
@@ -52,6 +54,16 @@ def read_checkpoint(path: Path, model: LightningModule) -> dict:
             f"as configured: {name} is {theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here{hint}"
         )
     return checkpoint
+
+
+def check_classes(path: Path, checkpoint: dict, data: LightningDataModule) -> None:
+    """Raise InputError if the checkpoint tells other classes apart than the data has, or has them in another order."""
+    trained = checkpoint.get(type(data).__qualname__)
+    classes = trained.get("classes") if isinstance(trained, dict) else None
+    if classes and classes != list(data.classes):
+        raise InputError(
+            f"checkpoint {path} tells apart {', '.join(classes)}, but the data has {', '.join(data.classes)}"
+        )
 
 
 def check_goes_on(folder: Path, checkpoint: dict, experiment) -> None:

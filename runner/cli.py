@@ -241,6 +241,7 @@ def be_quiet() -> None:
         ".*is smaller than the logging interval.*",  # the tasks lower the interval to an epoch
         "Found .* module\\(s\\) in eval mode at the start of training.*",  # what is frozen
         "Attribute 'backbone' is an instance of `nn.Module`.*",  # the tasks leave it out of the hyperparameters
+        "Glyph .* missing from font.*",  # the names of classes may be in any script
         ".*could not find the monitored key.*",  # train.py says it in a line of its own
         ".*callbacks used to create the checkpoint need to be provided.*",  # testing needs none of them
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # inside Lightning

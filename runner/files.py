@@ -78,6 +78,24 @@ def list_yaml_names(folder: Path) -> str:
     return "\n".join(textwrap.fill(group, 100, break_on_hyphens=False, **indents) for group in groups)
 
 
+def files_below(folder: Path | str) -> list[Path]:
+    """Return the files in and below a folder, through links, each folder once; what is hidden is left out.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    files, seen = [], set()
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        seen.add(os.path.realpath(root))
+        folders[:] = [n for n in folders if n[0] != "." and os.path.realpath(os.path.join(root, n)) not in seen]
+        files += [Path(root, name) for name in names if name[0] != "."]
+    return files
+
+
 def printed_run(output: str) -> str | None:
     """Return the run's folder that train.py has printed, None if it has not got so far."""
     folders = re.findall(r"^run {2,}(.*\S)", output, flags=re.M)

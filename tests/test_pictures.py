@@ -35,7 +35,7 @@ def draw(tmp_path):
         callback = ClassificationPictures(run, rows=2, columns=4)
         trainer, model = (
             SimpleNamespace(datamodule=SimpleNamespace(classes=classes)),
-            SimpleNamespace(num_classes=len(classes)),
+            SimpleNamespace(num_classes=len(classes), modules=list),
         )
         callback.on_test_start(trainer, model)
         for start in range(0, len(pairs), 2):

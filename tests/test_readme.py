@@ -56,7 +56,8 @@ def test_the_example_of_ones_own_pictures_runs(tmp_path, monkeypatch, small_data
     assert list((tmp_path / "runs" / "my_pictures").glob("*/receipt.json"))
 
 
-LINES = [line for b in re.findall(r"```\n(.*?)```", README, flags=re.S) for line in b.splitlines()]
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.M | re.S)
+LINES = [line for language, text in BLOCKS if not language for line in text.splitlines()]
 COMMANDS = [re.split(r"  +", line.lstrip("$ "))[0] for line in LINES]  # then what it does
 COMMANDS = [command for command in COMMANDS if command.startswith("python train.py")]
 

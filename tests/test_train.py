@@ -51,6 +51,7 @@ def test_a_run_leaves_what_the_design_says(train, capsys, small_data):
     assert sorted(p.name for p in (run / "pictures").iterdir()) == [
         "confusion_matrix.png",
         "curves.png",
+        "filters.png",
         "predictions.png",
     ]
     assert re.fullmatch(r"\d{8}-\d{6}-s42-[a-z0-9]{8}", run.name)

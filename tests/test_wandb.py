@@ -45,12 +45,12 @@ def test_a_run_holds_the_nested_config_the_metrics_and_the_pictures(offline, tra
     text = json.dumps(records)
     for metric in ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc"):
         assert metric in text
-    for picture in ("pictures/predictions", "pictures/confusion_matrix", "pictures/curves"):
+    for picture in ("pictures/predictions", "pictures/confusion_matrix", "pictures/filters", "pictures/curves"):
         assert picture in text
     for name in ("mnist_mlp-s42", "lightning-lectures", "classification"):
         assert name in text
     files = list(run.parent.parent.glob("wandb/offline-run-*/files/media/images/pictures/*.png"))
-    assert len(files) == 3
+    assert len(files) == 4
 
     logged = {row["metric"]: row["value"] for row in read_history(run / "metrics.csv")}  # the last of each
     for metric in ("val/acc", "val/loss", "test/acc", "train/loss"):
