@@ -126,8 +126,9 @@ def test(experiment, checkpoint: Path, run=None, count=None) -> dict[str, float]
     """Test a checkpoint on one device, where no sample is counted twice, and return the metrics."""
     from runner.checkpoints import check_classes, read_checkpoint
 
+    saved = read_checkpoint(checkpoint, experiment.model)
     experiment.load_data()
-    check_classes(checkpoint, read_checkpoint(checkpoint, experiment.model), experiment.datamodule)
+    check_classes(checkpoint, saved, experiment.datamodule)
     pictures = [experiment.model.pictures(run)] if run else []
     trainer = experiment.trainer(
         logger=False,

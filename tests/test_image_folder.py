@@ -785,3 +785,15 @@ def test_the_benchmark_runs_and_a_mistake_is_one_line(folder, monkeypatch, capsy
     err = capsys.readouterr().err
     assert err.startswith("error: there is no folder")
     assert err.count("\n") == 1
+
+
+def test_a_checkpoint_is_not_tested_on_other_classes(experiment, folder, train, tmp_path, capsys):
+    """As many of them, and in the same places: the labels would stand for others without a word."""
+    run = train("--trainer.max_epochs=1", experiment=experiment, tiny=())
+    shutil.copytree(folder, tmp_path / "other")
+    for part in ("train", "val"):
+        (tmp_path / "other" / part / "bees").rename(tmp_path / "other" / part / "wasps")
+    words = [experiment, "--ckpt", str(run / "best.ckpt")]
+    assert main(words) == 0
+    assert main([*words, f"--data.folder={tmp_path / 'other'}"]) == 2
+    assert "tells apart ants, bees, but the data has ants, wasps" in capsys.readouterr().err
