@@ -167,7 +167,7 @@ def print_metrics(metrics: dict[str, float]) -> None:
     print("\n" + "\n".join(f"{name:{width}}  {value}" for name, value in rows.items()))
     if by_class:
         least = sorted(by_class, key=by_class.get)[:5]
-        print(f"{'of a class':{width}}  {', '.join(f'{name} {by_class[name]:.4f}' for name in least)}")
+        print(f"{'weakest':{width}}  {', '.join(f'{name} {by_class[name]:.4f}' for name in least)}")
 
 
 def print_what_next(experiment, run, receipt: dict, trainer) -> None:
