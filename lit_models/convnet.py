@@ -43,7 +43,7 @@ class ConvNet(Classifier):
     def setup(self, stage: str) -> None:
         """Set the memory format, and compile."""
         super().setup(stage)
-        if self.channels_last:
+        if self.channels_last and can_be_channels_last(self, self.trainer.strategy.root_device):
             self.to(memory_format=torch.channels_last)  # the first convolution turns its images to it, too
         if self.is_to_compile and self._compiled_call_impl is None and can_compile(self.trainer.strategy.root_device):
             self.compile(dynamic=False)  # a graph for each batch size: there are few, and each is fast
@@ -73,6 +73,24 @@ def initialise(network: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def can_be_channels_last(network: nn.Module, device: torch.device) -> bool:
+    """Return whether no layer of the network writes past its memory if its channels lie side by side.
+
+    On a CPU the backward pass of a 1 x 1 convolution with a stride does, with fewer than 16 channels and an odd batch:
+    torch 2.15 dies of it (a segmentation fault, or "corrupted size vs. prev_size"). A warning names the layer.
+    """
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride != (1, 1):
+            if device.type == "cpu" and layer.in_channels < 16:
+                warnings.warn(
+                    f"without channels_last: {name} has a stride, and takes {layer.in_channels} channels; with fewer "
+                    "than 16 such a layer can crash on a CPU",
+                    stacklevel=2,
+                )
+                return False
+    return True
 
 
 def can_compile(device: torch.device) -> bool:
