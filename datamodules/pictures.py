@@ -143,13 +143,17 @@ TRANSFORMS = {
 } | {"RandomResizedCrop": RandomResizedCrop}
 
 
-def make_augmentation(steps: list) -> albumentations.Compose:
+def make_augmentation(steps: list, bbox_params: dict[str, Any] | None = None) -> albumentations.Compose:
     """Make albumentations' transforms of what an experiment says: `Name`, or `{Name: {argument: value}}`, each.
+
+    Args:
+        steps: the transforms, in order.
+        bbox_params: arguments of albumentations.BboxParams, for boxes transformed with the picture; None: no boxes.
 
     Raises:
         InputError: there is no such transform, it takes no such argument, or cannot be made with its value.
     """
-    return albumentations.Compose([_make_transform(step) for step in steps])
+    return albumentations.Compose([_make_transform(step) for step in steps], bbox_params=bbox_params)
 
 
 def _make_transform(step: str | dict):
