@@ -156,18 +156,19 @@ def print_what_runs(experiment) -> None:
 
 
 def print_metrics(metrics: dict[str, float]) -> None:
-    """Print a short table and, of a classifier, the classes it knows least."""
+    """Print a short table and, where there is one for each class, those with the least."""
     from callbacks.progress import short
 
-    by_class = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith("test_acc/")}
-    rows = {name: short(value) for name, value in sorted(metrics.items()) if not name.startswith("test_acc/")}
+    by_class = {name: value for name, value in metrics.items() if not name.startswith("test/")}
+    rows = {name: short(metrics[name]) for name in sorted(metrics.keys() - by_class.keys())}
     if "test/acc_top5" in rows:
         rows["test/acc"] += f"  (among the first five: {rows.pop('test/acc_top5')})"
+    for kind in sorted({name.partition("/")[0] for name in by_class}):  # test_acc; test_ap, test_ap_voc
+        each = {name.partition("/")[2]: value for name, value in by_class.items() if name.startswith(f"{kind}/")}
+        least = ", ".join(f"{name} {each[name]:.4f}" for name in sorted(each, key=each.get)[:5])
+        rows["weakest" if kind == "test_acc" else f"weakest {kind.removeprefix('test_')}"] = least
     width = max(map(len, rows))
     print("\n" + "\n".join(f"{name:{width}}  {value}" for name, value in rows.items()))
-    if by_class:
-        least = sorted(by_class, key=by_class.get)[:5]
-        print(f"{'weakest':{width}}  {', '.join(f'{name} {by_class[name]:.4f}' for name in least)}")
 
 
 def print_what_next(experiment, run, receipt: dict, trainer) -> None:

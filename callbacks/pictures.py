@@ -26,12 +26,17 @@ def draw_curves(run: Run, trainer: Trainer) -> None:
             panels.setdefault(name, {}).setdefault(stage, []).append(point)
     if not panels:
         return
-    if "lr" in panels:
-        panels["lr"] = panels.pop("lr")  # last: beside the loss, not before it
+    for name in [name for name in panels if name.startswith("lr")]:
+        panels[name] = panels.pop(name)  # last: beside the loss, not before it
 
-    figure = new_figure(5.2 * len(panels), 3.8)
+    rows = math.ceil(len(panels) / 4)
+    columns = math.ceil(len(panels) / rows)
+    figure = new_figure(5.2 * columns, 3.8 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in grid[len(panels) :]:
+        axis.axis("off")
     best = trainer.checkpoint_callback
-    for axis, (name, stages) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    for axis, (name, stages) in zip(grid, panels.items(), strict=False):
         for stage, points in stages.items():
             x, y, _ = zip(*points, strict=True)
             color, marker = {"train": (GREY, ""), "val": (BLUE, "o")}[stage]

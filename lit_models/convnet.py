@@ -82,14 +82,14 @@ def can_be_channels_last(network: nn.Module, device: torch.device) -> bool:
     torch 2.15 dies of it (a segmentation fault, or "corrupted size vs. prev_size"). A warning names the layer.
     """
     for name, layer in network.named_modules():
-        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride != (1, 1):
-            if device.type == "cpu" and layer.in_channels < 16:
-                warnings.warn(
-                    f"without channels_last: {name} has a stride, and takes {layer.in_channels} channels; with fewer "
-                    "than 16 such a layer can crash on a CPU",
-                    stacklevel=2,
-                )
-                return False
+        strides = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride != (1, 1)
+        if strides and layer.in_channels < 16 and device.type == "cpu":
+            warnings.warn(
+                f"without channels_last: {name} has a stride, and takes {layer.in_channels} channels; with fewer than 16 "
+                "such a layer can crash on a CPU",
+                stacklevel=2,
+            )
+            return False
     return True
 
 

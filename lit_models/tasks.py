@@ -81,6 +81,20 @@ class Task(LightningModule):
         """Return the optimiser's settings, for groups that are to have others: `lr`, `weight_decay`, ..."""
         return self.optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults
 
+    def check_classes(self) -> None:
+        """Check that the data has as many classes as the model.
+
+        Raises:
+            InputError: it has not.
+        """
+        classes = getattr(self.trainer.datamodule, "classes", None)
+        if classes and len(classes) != self.num_classes:
+            data = type(self.trainer.datamodule).__name__
+            raise InputError(
+                f"{type(self).__name__} has {self.num_classes} classes, but {data} has {len(classes)}: "
+                f"--model.num_classes {len(classes)}"
+            )
+
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Note which weights training began with: a resumed run does not load them again."""
         checkpoint["pretrained"] = self.pretrained
@@ -181,18 +195,8 @@ class Classifier(Task):
         return self.loss(logits, labels, self.label_smoothing), logits
 
     def setup(self, stage: str) -> None:
-        """Check that the data has as many classes as the model.
-
-        Raises:
-            InputError: it has not.
-        """
-        classes = getattr(self.trainer.datamodule, "classes", None)
-        if classes and len(classes) != self.num_classes:
-            data = type(self.trainer.datamodule).__name__
-            raise InputError(
-                f"{type(self).__name__} has {self.num_classes} classes, but {data} has {len(classes)}: "
-                f"--model.num_classes {len(classes)}"
-            )
+        """Check the classes."""
+        self.check_classes()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss."""

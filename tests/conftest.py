@@ -75,6 +75,35 @@ def write_hymenoptera(root: Path) -> None:
     torch.save(weights, root / "weights" / "mobilenet_v2_features.pth")
 
 
+def write_bccd(root: Path) -> None:
+    """Write pictures with coloured rectangles in Pascal VOC's layout, with BCCD's three classes; one has none."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    folder = root / "BCCD"
+    for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (folder / name).mkdir(parents=True)
+    number = 0
+    for part, n in (("train", 5), ("val", 2), ("test", 3)):
+        names = []
+        for i in range(n):
+            number += 1
+            names.append(f"cell_{number}")
+            pixels = rng.integers(180, 220, (60, 80, 3), dtype=np.uint8)
+            objects = ""
+            for k, kind in enumerate(("Platelets", "RBC", "WBC") if i != 1 else ()):
+                x, y = 4 + 25 * k, int(rng.integers(2, 30))
+                pixels[y : y + 20, x : x + 18, k] = 30
+                corners = {"xmin": x + 1, "ymin": y + 1, "xmax": x + 18, "ymax": y + 20}
+                box = "".join(f"<{key}>{value}</{key}>" for key, value in corners.items())
+                objects += f"<object><name>{kind}</name><difficult>0</difficult><bndbox>{box}</bndbox></object>"
+            Image.fromarray(pixels).save(folder / "JPEGImages" / f"{names[-1]}.jpg")
+            size = "<size><width>80</width><height>60</height><depth>3</depth></size>"
+            xml = f"<annotation><filename>{names[-1]}.jpg</filename>{size}{objects}</annotation>"
+            (folder / "Annotations" / f"{names[-1]}.xml").write_text(xml)
+        (folder / "ImageSets" / "Main" / f"{part}.txt").write_text("\n".join(names) + "\n")
+
+
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> Path:
     """A DATA_DIR with a small one of each dataset in it. Tests that damage files make their own."""
@@ -83,6 +112,7 @@ def small_data(tmp_path_factory) -> Path:
     write_mnist(root, "FashionMNIST", seed=1)
     write_cifar10(root)
     write_hymenoptera(root)
+    write_bccd(root)
     return root
 
 

@@ -155,7 +155,9 @@ class TestWaysToRun:
     def test_what_would_crash_with_channels_last_runs_without(self, train):
         """An odd last batch, and a 1 x 1 convolution with a stride and 8 channels: torch 2.15 writes past its memory."""
         with pytest.warns(UserWarning, match="without channels_last: features.layer2.0.downsample.0 has a stride"):
-            train("--model.width=8", "--model.lr_scheduler.total_steps=100", experiment="experiments/fashion_resnet.yaml")
+            train(
+                "--model.width=8", "--model.lr_scheduler.total_steps=100", experiment="experiments/fashion_resnet.yaml"
+            )
 
     @pytest.mark.parametrize("name", ["lenet", "alexnet", "vgg_bn", "googlenet", "resnet", "densenet"])
     def test_compiled_in_half_precision_it_trains(self, name, tmp_path, monkeypatch):

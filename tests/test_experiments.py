@@ -21,6 +21,13 @@ def small(config: dict) -> list[str]:
         "datamodules.mnist.FashionMNIST": ["--data.val_size=53"],
         "datamodules.cifar10.CIFAR10": ["--data.val_size=30"] * (config["checkpoint"]["monitor"] != "train/loss"),
         "datamodules.image_folder.ImageFolder": ["--data.image_size=32", "--data.num_workers=0"],
+        "datamodules.shapes.Shapes": [
+            "--data.size=64",
+            "--data.train_size=12",
+            "--data.val_size=4",
+            "--data.test_size=4",
+        ],
+        "datamodules.voc.VOC": ["--data.image_size=64", "--data.num_workers=0"],
     }.get(config["data"]["class_path"], [])
     return arguments + ["--model.compile=false"] * config["model"]["init_args"].get("compile", False)
 
