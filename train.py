@@ -159,7 +159,7 @@ def print_metrics(metrics: dict[str, float]) -> None:
     """Print a short table and, where there is one for each class, those with the least."""
     from callbacks.progress import short
 
-    by_class = {name: value for name, value in metrics.items() if not name.startswith("test/")}
+    by_class = {name: value for name, value in metrics.items() if name.startswith("test_")}
     rows = {name: short(metrics[name]) for name in sorted(metrics.keys() - by_class.keys())}
     if "test/acc_top5" in rows:
         rows["test/acc"] += f"  (among the first five: {rows.pop('test/acc_top5')})"

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 
 import torch
 
@@ -35,7 +36,7 @@ class Contender:
     """
 
     def __init__(self, name: str, overrides: list[str], batches: int):
-        experiment = Experiment(command_line.parse([f"experiments/{name}.yaml", *overrides]))
+        experiment = Experiment(command_line.parse([str(ROOT / "experiments" / f"{name}.yaml"), *overrides]))
         torch.manual_seed(experiment.seed)
         experiment.load_data()
         self.name, self.model, data = name, experiment.model, experiment.datamodule
@@ -45,10 +46,9 @@ class Contender:
         made = self.model.configure_optimizers()
         self.optimizer = made["optimizer"] if isinstance(made, dict) else made
         data.trainer = SimpleNamespace(training=True, lightning_module=self.model)
-        self.train_batches, self.test_batches = (
-            [data.on_after_batch_transfer(batch, 0) for _, batch in zip(range(batches), loader, strict=False)]
-            for loader in (data.train_dataloader(), data.test_dataloader())
-        )
+        self.train_batches = _some(data, data.train_dataloader(), batches)
+        data.trainer.training = False  # which flips pictures
+        self.test_batches = _some(data, data.test_dataloader(), batches)
 
     def train(self) -> float:
         """Train on the batches; return milliseconds a picture."""
@@ -71,6 +71,11 @@ class Contender:
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.half):
                 self.model(images, targets)
         return 1000 * (time.perf_counter() - start) / sum(len(images) for images, _ in self.test_batches)
+
+
+def _some(data, loader, count: int) -> list[tuple]:
+    """Return the first batches, as the network gets them."""
+    return [data.on_after_batch_transfer(batch, 0) for _, batch in zip(range(count), loader, strict=False)]
 
 
 def spread(values: list[float]) -> str:

@@ -31,10 +31,13 @@ class DetectionPictures(Callback):
     def on_test_batch_end(
         self, trainer, pl_module, outputs: list[dict], batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keep the first few pictures, as the network got them, with their targets and what was found."""
+        """Keep the first few pictures, without what pads them, with their targets and what was found."""
         images, targets = batch
+        if batch_idx == 0:
+            self.first = images[:6], targets[:6]  # as the network got them
         for image, target, found in list(zip(images, targets, outputs, strict=True))[: self.count - len(self.kept)]:
-            self.kept.append((image, target, found))
+            height, width = target["size"]
+            self.kept.append((image[:, :height, :width], target, found))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw precision over recall; the model forgets it after this."""
@@ -51,10 +54,10 @@ class DetectionPictures(Callback):
         ]
         cells = [cell for image, there, found in pairs for cell in ((image, there), (image, found))]
         self.run.save_picture("detections", draw_boxes(cells, title, 6, classes))
-        images = torch.stack([image for image, _, _ in self.kept[:6]])
+        images, targets = self.first
         with torch.inference_mode(), torch.random.fork_rng():  # what it draws at random changes nothing else
             torch.manual_seed(0)
-            explained = pl_module.explain(images, [target for _, target, _ in self.kept[:6]])
+            explained = pl_module.explain(images, targets)
         for name, said, boxes in explained:
             cells = [
                 (image, {what: {"boxes": b} for what, b in each.items()})
@@ -89,6 +92,7 @@ def draw_boxes(cells: list[tuple[Tensor, dict[str, dict]]], title: str, columns:
         axis.axis("off")
     legend = {}
     for axis, (image, groups) in zip(grid, cells, strict=False):
+        height, width = image.shape[1:]
         axis.imshow(pixels(image.float().cpu()))
         for number, (what, said) in enumerate(groups.items()):
             boxes = said["boxes"].float().cpu().tolist()
@@ -122,16 +126,18 @@ def _curves(curves: list[tuple[Tensor, Tensor]], ap: Tensor, classes: list[str])
     for i, ((recall, precision), value, name) in enumerate(zip(curves, ap.tolist(), classes, strict=True)):
         if math.isnan(value):
             continue
-        x, y = [0.0, *recall.tolist()], [1.0, *precision.tolist()]
-        axis.plot(x, y, color=COLORS[i % len(COLORS)], lw=1.6, label=f"{name}: {value:.3f}", drawstyle="steps-pre")
+        color, envelope = COLORS[i % len(COLORS)], precision.flip(0).cummax(dim=0).values.flip(0)
+        x, y = [0.0, *recall.tolist()], [*envelope[:1].tolist(), *envelope.tolist()]
+        axis.plot(recall, precision, color=color, lw=0.7, alpha=0.5)
+        axis.plot(x, y or [0.0], color=color, lw=1.8, label=f"{name}: {value:.3f}", drawstyle="steps-pre")
     axis.set(
         xlabel="recall: share of the objects that were found",
         ylabel="precision: share of the boxes that are right",
-        title=f"at IoU 0.5; the mean of the areas is {float(ap.nanmean()):.3f}",
+        title=f"at IoU 0.5: the mean of the areas is {float(ap.nanmean()):.3f}\n(thin: as it is; thick: as VOC counts it)",
         xlim=(0, 1.02),
         ylim=(0, 1.02),
     )
     axis.grid(alpha=0.25)
-    if len(classes) <= 30:
+    if axis.lines and len(classes) <= 30:
         axis.legend(frameon=False, fontsize=9, ncols=1 if len(classes) <= 10 else 2)
     return figure

@@ -15,7 +15,7 @@ from runner.files import write_whole
 from runner.run import Run
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "opencv-python-headless",
-            "albumentations", "pillow")  # fmt: skip
+            "albumentations", "pillow", "faster-coco-eval", "scikit-image")  # fmt: skip
 REPOSITORY = Path(__file__).parent.parent
 
 

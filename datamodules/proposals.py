@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from datamodules.files import data_dir
 from datamodules.image_folder import available_cpus
+from runner.errors import InputError
 
 FEW = 64  # pictures are not worth other processes, which take seconds to start
 
@@ -34,10 +35,19 @@ def find_proposals(images: Sequence[Image], search: Callable, keys: Sequence[str
     Args:
         images: (H, W, 3) uint8, or functions that read them, for instance `functools.partial(read_picture, path)`; they
             are sent to other processes, which a lambda cannot be.
-        search: the method.
+        search: the method, from a picture (H, W, 3) to boxes (P, 4); its `settings` are a dict of plain values, which
+            tells it apart from others.
         keys: of the pictures, `digest` or what else tells different ones apart; a picture whose proposals are kept
             is then not read.
+
+    Raises:
+        InputError: `search` has no settings.
     """
+    if not isinstance(getattr(search, "settings", None), dict):
+        raise InputError(
+            f"proposals: {getattr(search, '__name__', type(search).__name__)} is no method with settings; there is "
+            "lit_models.selective_search.SelectiveSearch"
+        )
     settings = json.dumps(search.settings, sort_keys=True)
     folder = data_dir() / "proposals" / hashlib.sha256(settings.encode()).hexdigest()[:12]
     if keys is None:

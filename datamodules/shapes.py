@@ -20,7 +20,7 @@ from datamodules import scenes
 from datamodules.files import data_dir
 from datamodules.in_memory import InMemoryDataModule, InMemoryDataset
 from datamodules.scenes import CLASSES, Scene, draw_scene
-from runner.errors import InputError
+from runner.errors import InputError, one_line
 
 SPLITS = ("train", "val", "test")
 
@@ -40,7 +40,8 @@ class Shapes(InMemoryDataModule):
             (images, classes (B, S, S)), where 0 is the background and k + 1 class k.
         train_size, val_size, test_size: scenes in each split.
         flip: whether a training scene is flipped left to right half of the time.
-        proposals: a method that finds boxes that may hold an object; `targets` then have `proposals` (P, 4).
+        proposals: a method that finds boxes that may hold an object, such as
+            `lit_models.selective_search.SelectiveSearch`; targets then have `proposals` (P, 4).
         scene_seed: of the scenes; another run's seed sees the same ones.
         batch_size: scenes in a training batch.
         eval_batch_size: scenes in a batch of validation and test.
@@ -111,14 +112,17 @@ class Shapes(InMemoryDataModule):
         numbers = tqdm(range(count), f"drawing {split} scenes", leave=False, disable=None, delay=2)
         rngs = (np.random.default_rng([self.scene_seed, SPLITS.index(split), i]) for i in numbers)
         tensors = stack_scenes([draw_scene(rng, self.size, self.least, self.most) for rng in rngs], self.most)
+        temporary = Path(f"{file}.{os.getpid()}")  # another run may write the same file
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(
-                dict(zip(("images", "instances", "labels", "boxes"), tensors, strict=True)), f"{file}.{os.getpid()}"
-            )
-            Path(f"{file}.{os.getpid()}").replace(file)
-        except OSError as error:
-            warnings.warn(f"scenes cannot be kept in {file.parent}: {error.strerror}", stacklevel=2)
+            torch.save(dict(zip(("images", "instances", "labels", "boxes"), tensors, strict=True)), temporary)
+            temporary.replace(file)
+        except (OSError, RuntimeError) as error:  # the latter is torch.save's
+            reason = getattr(error, "strerror", None) or one_line(error)
+            warnings.warn(f"scenes cannot be kept in {file.parent}: {reason}", stacklevel=2)
+        finally:
+            with contextlib.suppress(OSError):  # moved, or never there
+                temporary.unlink()
         return tensors
 
     def _file(self, split: str) -> Path:

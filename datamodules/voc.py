@@ -197,6 +197,8 @@ class VOC(LightningDataModule):
             part: self._detections(part, [(paths[n], digests[paths[n]], annotations[n]) for n in names])
             for part, names in parts.items()
         }
+        for dataset in sets.values() if self.proposals else ():
+            dataset.find_proposals(self.proposals)
         self.val_set, self.test_set = sets["val"], sets.get("test", sets["val"])
         sets["train"][0]  # what is wrong with the augmentation shows before a run is begun
         self.train_set = sets["train"]
@@ -315,8 +317,6 @@ class VOC(LightningDataModule):
         return Detections(samples, self.image_size, self.max_size, self.augmentation if part == "train" else None)
 
     def _loader(self, dataset: "Detections", batch_size: int, **arguments) -> DataLoader:
-        if self.proposals:
-            dataset.find_proposals(self.proposals)
         workers = self.num_workers
         if workers == "auto":  # each makes whole batches: with more of them than batches, some have nothing to do
             workers = min(available_cpus(), 8, len(dataset) // batch_size)
@@ -366,14 +366,11 @@ class Detections(Dataset):
         return (self[i] for i in range(len(self)))  # Python's own would never end
 
     def find_proposals(self, search: Callable) -> None:
-        """Find proposals for all scaled pictures, if that has not been done."""
-        if self.proposals is None:
-            read = [
-                partial(read_scaled, s.path, s.width, s.height, self.image_size, self.max_size) for s in self.samples
-            ]
-            keys = [f"{s.digest} {self.image_size} {self.max_size}" for s in self.samples]
-            keys = [hashlib.sha256(key.encode()).hexdigest() for key in keys]
-            self.proposals = find_proposals(read, search, keys)
+        """Find proposals for all scaled pictures."""
+        read = [partial(read_scaled, s.path, s.width, s.height, self.image_size, self.max_size) for s in self.samples]
+        keys = [f"{s.digest} {self.image_size} {self.max_size}" for s in self.samples]
+        keys = [hashlib.sha256(key.encode()).hexdigest() for key in keys]
+        self.proposals = find_proposals(read, search, keys)
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, dict]:
         epoch, index = divmod(number, len(self))

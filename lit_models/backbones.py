@@ -65,10 +65,14 @@ class Backbone(nn.Module):
         from torchvision.models import get_model, list_models
         from torchvision.models.feature_extraction import create_feature_extractor
 
+        weights = None if weights == "None" else weights  # on the command line, jsonargparse makes a nested null this
         architecture = None
         if isinstance(network, str):
             if network not in list_models():
-                raise InputError(f"network: torchvision has no {network!r}{did_you_mean(network, list_models())}")
+                ours = f"; a network of ours is given as {{class_path: {network}}}" if "." in network else ""
+                raise InputError(
+                    f"network: torchvision has no {network!r}{ours or did_you_mean(network, list_models())}"
+                )
             architecture, network = network, get_model(network, weights=None)
         known = [name for name, _ in network.named_modules()]
         for layer in layers:

@@ -61,7 +61,7 @@ def encode(
     Args:
         boxes: (N, 4).
         references: (N, 4). Sizes of boxes and references below `SMALLEST` are taken for it.
-        weights: factors of tx, ty, tw, th. Fast R-CNN's (10, 10, 5, 5) bring the offsets to a variance of about 1.
+        weights: factors of tx, ty, tw, th. (10, 10, 5, 5), of Faster R-CNN's code, bring the offsets to a variance of about 1.
 
     Returns:
         Offsets (N, 4), finite.

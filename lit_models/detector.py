@@ -12,6 +12,7 @@ from torchvision.ops import batched_nms
 
 from callbacks.detections import DetectionPictures
 from lit_models.average_precision import AveragePrecision
+from lit_models.boxes import iou
 from lit_models.convnet import can_be_channels_last
 from lit_models.tasks import Task
 from runner.errors import InputError
@@ -27,8 +28,8 @@ class Detector(Task):
     A subclass has `losses`, and a forward pass. `train/loss` is the sum of the losses, each of which is logged beside it.
     After validation and test, by torchmetrics with faster-coco-eval, `map` (COCO's mean average precision, over IoU
     0.50:0.95), `map_50` and `map_75`. Test adds `test/map_voc`: the area under the curve of precision over recall at
-    IoU 0.5, of the VOC challenge; and of each class `test_ap/<class>` and `test_ap_voc/<class>`. Objects marked as
-    difficult count neither as found nor as missed. A class without objects has no average precision.
+    IoU 0.5, of the VOC challenge; and of each class `test_ap/<class>` and `test_ap_voc/<class>`. By the challenge's
+    protocol, objects marked as difficult count neither as found nor as missed, nor what finds them (IoU 0.5). A class without objects has no average precision.
 
     Args:
         num_classes: K.
@@ -56,11 +57,16 @@ class Detector(Task):
             raise InputError(f"num_classes starts at 1: the background is not counted, got {num_classes}")
         if not 0 < nms_threshold <= 1 or not 0 <= score_threshold < 1:
             raise InputError(f"nms_threshold {nms_threshold} and score_threshold {score_threshold} must be shares")
+        if max_detections < 1:
+            raise InputError(f"max_detections starts at 1, got {max_detections}")
         self.num_classes = num_classes
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
         self.max_detections, self.channels_last = max_detections, channels_last
         with warnings.catch_warnings(action="ignore"):
-            self.val_map = MeanAveragePrecision(backend="faster_coco_eval", class_metrics=True)
+            counted = [1, 10, max(100, max_detections)]  # detections of a class in a picture; the last is for `map`
+            self.val_map = MeanAveragePrecision(
+                backend="faster_coco_eval", class_metrics=True, max_detection_thresholds=counted
+            )
         self.val_map.warn_on_many_detections = False
         self.test_map = self.val_map.clone()
         self.test_voc = AveragePrecision(num_classes)
@@ -83,7 +89,9 @@ class Detector(Task):
     # -- steps -------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check that the data has as many classes, and set the memory format."""
+        """Check that the data has boxes, and as many classes; set the memory format."""
+        if getattr(self.trainer.datamodule, "target", "boxes") == "classes":
+            raise InputError(f"{type(self).__name__} needs boxes: --data.target boxes")
         self.check_classes()
         if self.channels_last and can_be_channels_last(self, self.trainer.strategy.root_device):
             self.to(memory_format=torch.channels_last)
@@ -113,8 +121,14 @@ class Detector(Task):
         return self(*batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log."""
-        self._log_map("val", self.val_map)
+        """Log.
+
+        Raises:
+            InputError: there are no objects to choose the best epoch by.
+        """
+        by_class = self._log_map("val", self.val_map)
+        if not by_class and self.trainer.state.fn == "fit":
+            raise InputError("the pictures of val have no objects: there is nothing to choose the best epoch by")
 
     def on_test_epoch_end(self) -> None:
         """Log, with the average precision of each class."""
@@ -128,12 +142,9 @@ class Detector(Task):
 
     @staticmethod
     def update_map(metric: MeanAveragePrecision, found: list[dict], targets: list[dict]) -> None:
-        """Add detections to the metric; COCO's name for objects that are difficult is crowd."""
-        wanted = []
-        for target in targets:
-            said = {"boxes": target["boxes"].float(), "labels": target["labels"]}
-            wanted.append(said | ({"iscrowd": target["difficult"].long()} if "difficult" in target else {}))
-        metric.update(found, wanted)
+        """Add detections to the metric, but for difficult objects and what finds these."""
+        kept = [without_difficult(f, t) for f, t in zip(found, targets, strict=True)]
+        metric.update(*map(list, zip(*kept, strict=True)))
 
     def _log_map(self, stage: str, metric: MeanAveragePrecision) -> dict[int, float]:
         """Log what the metric says, and return the average precision of each class that has objects."""
@@ -156,3 +167,17 @@ class Detector(Task):
         boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
         kept = batched_nms(boxes, scores, labels, self.nms_threshold)[: self.max_detections]  # by falling score
         return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}
+
+
+def without_difficult(found: dict[str, Tensor], target: dict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return detections and objects of a picture without difficult objects, and without what overlaps them most.
+
+    (COCO's metric has crowds, which are ignored, too; but it takes whatever lies within one for a part of it.)
+    """
+    wanted = {"boxes": target["boxes"].float(), "labels": target["labels"]}
+    if "difficult" not in target or not target["difficult"].any():
+        return found, wanted
+    overlaps = iou(found["boxes"], wanted["boxes"]) * (found["labels"][:, None] == wanted["labels"])  # (M, N)
+    most, nearest = overlaps.max(dim=1)  # (M,), (M,)
+    counts = ~(target["difficult"][nearest] & (most >= 0.5))
+    return {n: v[counts] for n, v in found.items()}, {n: v[~target["difficult"]] for n, v in wanted.items()}

@@ -4,7 +4,7 @@ All else is R-CNN's: sampling, matching, heads. So the difference is what the tw
 
 Shapes: B batch, H height, W width, R regions of all images, D maps.
 
-Departures from the paper: negatives are all regions below `negative_iou`, not those from 0.1 on.
+Departures from the paper: its ancestor's matching, where the paper's negatives are the regions from IoU 0.1 to 0.5.
 """
 
 from typing import Literal

@@ -20,7 +20,7 @@ from runner.errors import InputError
 class Localizer(Detector):
     """Images with one object each to its class and its box: the loss is L_class + box_weight * L_box.
 
-    L_class is the cross-entropy; L_box the mean squared error of x1, y1, x2, y2, as shares of the picture's width and
+    L_class is the cross-entropy; L_box the mean squared error of x1, y1, x2, y2, as shares of the batch's width and
     height. Beside a detector's metrics there are `acc`, the share of classes that are right, and `iou`, the mean overlap
     of the box and the object's.
 
@@ -30,7 +30,7 @@ class Localizer(Detector):
         size: S; for the box, the maps are averaged over a grid of S x S cells, which keeps where something is.
         hidden: units of the box head's hidden layer.
         box_weight: lambda.
-        detector: arguments of `Detector`.
+        detector: arguments of `Detector`, of which the thresholds have no use: one box is found, whatever its score.
     """
 
     def __init__(

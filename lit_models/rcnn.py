@@ -61,7 +61,7 @@ class Heads(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores and offsets, in float32: the arithmetic of boxes is not for half precision."""
-        x = features.flatten(1)  # (R, D * size * size)
+        x = features.flatten(1).to(self.fc1.weight.dtype)  # (R, D * size * size)
         x = F.relu(self.fc2(F.relu(self.fc1(x))))
         return self.scores(x).float(), self.offsets(x).float().unflatten(1, (-1, 4))
 
@@ -69,7 +69,7 @@ class Heads(nn.Module):
 class RCNN(Detector):
     """Proposals, warped to a fixed size, one pass of the backbone each.
 
-    A test adds `test/proposal_recall`: the share of objects that a proposal overlaps by IoU 0.5.
+    A test adds `proposals/recall`: the share of objects, but for difficult ones, that a proposal overlaps by IoU 0.5.
 
     Args:
         num_classes: K.
@@ -82,7 +82,7 @@ class RCNN(Detector):
         negative_iou: one that overlaps none by so much is background; what is between counts as neither.
         box_loss: `l2`, the squared error, or `smooth_l1` (Girshick 2015).
         ridge: weight of the squares of the weights that give the offsets, which are part of the box loss.
-        nms_threshold: as in `Detector`; the paper's.
+        nms_threshold: as in `Detector`; that of the paper's code.
         detector: arguments of `Detector`.
     """
 
@@ -181,11 +181,17 @@ class RCNN(Detector):
     def test_step(self, batch: tuple[Tensor, list[dict]], batch_idx: int) -> list[dict[str, Tensor]]:
         """Add a batch to the test's metrics."""
         for target in batch[1]:
-            if len(target["boxes"]):
-                overlaps = iou(target["boxes"], torch.cat([target["proposals"], torch.zeros_like(target["boxes"][:1])]))
-                self.test_recall.update((overlaps.amax(dim=1) >= 0.5).float())  # (N, P + 1) -> (N,)
-        self.log("test/proposal_recall", self.test_recall, batch_size=len(batch[1]))
+            boxes = target["boxes"][~target["difficult"]] if "difficult" in target else target["boxes"]
+            if len(boxes):
+                overlaps = iou(boxes, torch.cat([target["proposals"], torch.zeros_like(boxes[:1])]))  # (N, P + 1)
+                self.test_recall.update((overlaps.amax(dim=1) >= 0.5).float())
         return super().test_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log."""
+        super().on_test_epoch_end()
+        if self.test_recall.update_called:
+            self.log("proposals/recall", self.test_recall)
 
     def explain(self, images: Tensor, targets: list[dict]) -> list[tuple[str, str, list[dict[str, Tensor]]]]:
         """Return the proposals, and a draw of those that a training step would look at."""

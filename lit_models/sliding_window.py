@@ -49,8 +49,8 @@ class WindowClassifier(nn.Sequential):
 class SlidingWindow(Detector):
     """`WindowClassifier` run over scales of the image; windows that show an object, less those that others suppress.
 
-    A window that overlaps an object by IoU `positive_iou` is to name its class, one below `negative_iou` is background;
-    what is between counts as neither. Training sees all positives of a batch, and three times as many negatives: half of
+    A window that overlaps an object by IoU `positive_iou` is to name its class, and so is the one that overlaps it most,
+    however little; one below `negative_iou` is background; what is between counts as neither. Training sees all positives of a batch, and three times as many negatives: half of
     them drawn at random, half those that are most taken for objects (Felzenszwalb et al. 2010, hard negatives).
 
     Args:

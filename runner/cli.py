@@ -153,7 +153,9 @@ class Experiment(LightningCLI):
         has_val = self.datamodule.sizes["val"] > 0
         try:
             (trainer.validate if has_val else trainer.test)(self.model, self.datamodule, verbose=False)
-        except (RuntimeError, IndexError, TypeError) as error:
+        except InputError:
+            raise
+        except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"model and data do not fit: {_where(error)}{one_line(error)}") from error
 
         watched = {"checkpoint.monitor": self.checkpoint.monitor}

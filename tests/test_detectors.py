@@ -207,6 +207,7 @@ class TestSlidingWindow:
         sides = (windows[:, 2:] - windows[:, :2]).unique()
         for side in model.windows:
             assert (sides - side).abs().min() < 0.03 * side
+        assert len(windows) == 3247
         assert windows.min() == 0
         assert 120 < windows.max() <= 128.001
 
@@ -433,6 +434,50 @@ TINY_SCENES = (
 )
 
 
+class TestDifficult:
+    """What VOC's protocol says of them, in torchmetrics' metric."""
+
+    @pytest.mark.parametrize(
+        ("boxes", "scores", "expected"),
+        [
+            ([[50, 0, 60, 10]], [0.8], 1.0),  # the ordinary one alone
+            ([[0, 0, 40, 41], [50, 0, 60, 10]], [0.9, 0.8], 1.0),  # what finds the difficult one is ignored
+            ([[10, 10, 20, 20], [50, 0, 60, 10]], [0.9, 0.8], 0.5),  # what lies within it is wrong
+            ([[0, 0, 40, 40]], [0.9], 0.0),  # to find only it is to find nothing
+        ],
+    )
+    def test_they_count_neither_as_found_nor_as_missed(self, boxes, scores, expected):
+        model = DETECTORS["fast_rcnn"]()
+        there = target([[0, 0, 40, 40], [50, 0, 60, 10]], (64, 64), [1, 1])
+        there["difficult"] = torch.tensor([True, False])
+        found = {
+            "boxes": torch.tensor(boxes).float(),
+            "scores": torch.tensor(scores),
+            "labels": torch.ones(len(boxes)).long(),
+        }
+        model.update_map(model.test_map, [found], [there])
+        model.test_voc.update([found], [there])
+        assert float(model.test_map.compute()["map_50"]) == pytest.approx(expected, abs=0.01)
+        assert float(model.test_voc.compute()[1]) == pytest.approx(expected)
+
+
+def test_two_hundred_objects_that_are_all_found_are_all_counted():
+    model = DETECTORS["fast_rcnn"](max_detections=300)
+    there = target([[x, y, x + 6, y + 5] for x in range(0, 120, 6) for y in range(0, 60, 6)], (128, 128), [2] * 200)
+    found = {"boxes": there["boxes"], "labels": there["labels"], "scores": torch.linspace(1, 0.5, 200)}
+    model.update_map(model.test_map, [found], [there])
+    assert float(model.test_map.compute()["map"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["fast_rcnn", "rcnn"])
+def test_in_double_precision(name):
+    images, targets = scenes(2)
+    model = DETECTORS[name]().double()
+    loss = sum(model.losses(images.double(), targets).values())
+    loss.backward()
+    assert all(p.grad.dtype == torch.float64 for p in model.parameters() if p.grad is not None)
+
+
 class TestRun:
     @pytest.mark.pictures
     @pytest.mark.parametrize(
@@ -455,7 +500,7 @@ class TestRun:
 
         run = train(*TINY_SCENES, experiment="experiments/shapes_fast_rcnn.yaml", tiny=())
         metrics = receipt(run)["metrics"]
-        assert {"test/map", "test/map_50", "test/map_75", "test/map_voc", "test/proposal_recall"} <= set(metrics)
+        assert {"test/map", "test/map_50", "test/map_75", "test/map_voc", "proposals/recall"} <= set(metrics)
         assert receipt(run)["tested"] == 5
         printed = capsys.readouterr().out
         assert "test/map_50 " in printed
@@ -469,6 +514,65 @@ class TestRun:
                     experiment="experiments/bccd_fast_rcnn.yaml", tiny=())  # fmt: skip
         assert receipt(run)["pretrained"]["file"] == "mobilenet_v2_features.pth"
         assert receipt(run)["tested"] == 3
+
+    @pytest.mark.pictures
+    def test_pictures_of_mixed_sizes_with_difficult_objects(self, train, small_data, tmp_path, monkeypatch):
+        import shutil
+
+        from PIL import Image
+        from test_train import receipt
+
+        shutil.copytree(small_data / "BCCD", tmp_path / "mixed")
+        for number, size in ((8, (80, 60)), (9, (60, 90)), (10, (100, 100))):
+            Image.new("RGB", size, (200, 10 * number, 90)).save(
+                tmp_path / "mixed" / "JPEGImages" / f"cell_{number}.jpg"
+            )
+            file = tmp_path / "mixed" / "Annotations" / f"cell_{number}.xml"
+            text = file.read_text().replace("<difficult>0", "<difficult>1", 1)
+            text = text.replace("<width>80", f"<width>{size[0]}").replace("<height>60", f"<height>{size[1]}")
+            text = text.replace("<xmax>72", "<xmax>58")
+            file.write_text(text)
+        monkeypatch.setenv("DATA_DIR", str(small_data))
+        run = train(f"--data.folder={tmp_path / 'mixed'}", "--data.image_size=64", "--data.num_workers=0",
+                    "--data.eval_batch_size=2", "--trainer.max_epochs=1",
+                    experiment="experiments/bccd_fast_rcnn.yaml", tiny=())  # fmt: skip
+        assert receipt(run)["tested"] == 3
+        assert (run / "pictures" / "matches.png").stat().st_size > 1000
+
+    @pytest.mark.parametrize(
+        ("argv", "words"),
+        [
+            (["--data.proposals=lit_models.selective_search.recall"], "proposals: recall is no method with settings"),
+            (["--data.target=classes"], "FastRCNN needs boxes: --data.target boxes"),
+            (["--model.max_detections=0"], "max_detections starts at 1, got 0"),
+            (
+                ["--model.backbone.network=lit_models.backbones.SmallFeatures"],
+                "ours is given as {class_path: lit_models",
+            ),
+        ],
+    )
+    def test_what_cannot_be_used_is_one_line(self, argv, words, capsys):
+        from train import main
+
+        assert main(["experiments/shapes_fast_rcnn.yaml", *argv, *TINY_SCENES]) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert "Traceback" not in error
+
+    def test_weights_can_be_left_out_on_the_command_line(self, train, small_data, monkeypatch):
+        from test_train import receipt
+
+        monkeypatch.setenv("DATA_DIR", str(small_data))
+        run = train("--model.backbone.weights=null", "--data.image_size=64", "--data.num_workers=0", "--trainer.max_epochs=1",
+                    experiment="experiments/bccd_fast_rcnn.yaml", tiny=())  # fmt: skip
+        assert receipt(run)["pretrained"] is None
+
+    def test_a_classifier_on_scenes_is_one_line(self, capsys):
+        from train import main
+
+        argv = ["--data=datamodules.shapes.Shapes", "--model.sizes=[12288,16,4]", *TINY_SCENES]
+        assert main(["experiments/mnist_mlp.yaml", *argv]) == 2
+        assert "model and data do not fit" in capsys.readouterr().err
 
     def test_scenes_with_several_objects_are_no_mistake_of_the_code(self, capsys):
         from train import main

@@ -1,5 +1,6 @@
 """Scenes drawn by code: what is said of them is what is in them."""
 
+import os
 import time
 
 import numpy as np
@@ -113,6 +114,15 @@ class TestShapes:
         data_dir.parent.mkdir(exist_ok=True)
         data_dir.write_text("a file")
         with pytest.warns(UserWarning, match="scenes cannot be kept in .*shapes: Not a directory"):
+            assert len(small().train_set) == 12
+
+    def test_neither_is_it_a_mistake_if_the_file_cannot_be_opened(self, data_dir):
+        (data_dir / "shapes").mkdir(parents=True)
+        for split, count in (("train", 12), ("val", 5), ("test", 7)):
+            shapes = Shapes(size=64, train_size=12, val_size=5, test_size=7)
+            assert shapes.counts[split] == count
+            (data_dir / "shapes" / f"{shapes._file(split).name}.{os.getpid()}").mkdir()
+        with pytest.warns(UserWarning, match="scenes cannot be kept in"):
             assert len(small().train_set) == 12
 
     def test_one_object_each(self):

@@ -358,15 +358,16 @@ def test_proposals_are_augmented_as_boxes_are(folder, monkeypatch):
     data = ready(folder, proposals=halves, image_size=20, augment=[{"HorizontalFlip": {"p": 1}}])
     for _ in range(2):
         found = [target for _, targets in data.train_dataloader() for target in targets]
-    assert calls == [6]  # once, and only of the pictures that are asked for
+    assert calls[0] == 6
+    assert len(calls) == 3  # once for each split
     assert [len(target["boxes"]) for target in found].count(2) == 5
     for target in found:
         assert target["proposals"].dtype == torch.float32
         expected = torch.tensor([[15.0, 0, 30, 20], [0, 0, 15, 20], [0, 0, 30, 20]])  # flipped, as the picture is
         torch.testing.assert_close(target["proposals"], expected)
         assert len(target["labels"]) == len(target["boxes"])
-    next(iter(data.val_dataloader()))
-    assert calls == [6, 2]
+    _, targets = next(iter(data.val_dataloader()))
+    assert targets[0]["proposals"][:, 0].tolist() == [0, 15, 0]
 
 
 def test_real_proposals(folder, tmp_path, monkeypatch):
