@@ -36,6 +36,11 @@ from datamodules.voc_annotations import Annotation, find_pictures, picture_size,
 from runner.errors import InputError, did_you_mean, one_line
 
 LAYOUT = "Annotations/*.xml, JPEGImages/*.jpg and ImageSets/Main/train.txt, val.txt, test.txt"
+# Pascal VOC's own, in the order of their labels
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
+    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
 BOXES = {
     "format": "pascal_voc",
     "clip": True,
@@ -62,7 +67,8 @@ class VOC(LightningDataModule):
     Args:
         folder: a path; if it is relative and not there, it is looked for below `DATA_DIR` (default: `data`). None:
             `VOCdevkit/VOC<year>`.
-        classes: names, in the order of their labels; None: those in the annotations of train, sorted.
+        classes: names, in the order of their labels; None: with `year` Pascal VOC's 20, else those in the annotations of
+            train, sorted.
         year: of Pascal VOC, which is downloaded to `DATA_DIR` (2007: 0.9 GB, 2012: 2 GB, whose test set is not public)
             if it is not there.
         image_size: pixels that a picture's shorter side is scaled to.
@@ -134,7 +140,7 @@ class VOC(LightningDataModule):
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.on_bad_annotation, self.on_bad_image = on_bad_annotation, on_bad_image
         self.train_difficult, self.proposals = train_difficult, proposals
-        self.given_classes = classes
+        self.given_classes = classes or ([*CLASSES] if year else None)
         self.has_test = True
 
     @property

@@ -36,6 +36,7 @@ def load_pretrained(
     prefix: str = "",
     heads: tuple[str, ...] = (),
     rename: Callable[[str], str] = str,
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] = OrderedDict,
 ) -> dict | None:
     """Load weights into a network whose names are torchvision's.
 
@@ -48,6 +49,7 @@ def load_pretrained(
         prefix: stands before torchvision's names in ours, where ours begin so.
         heads: names of last layers: left as they are if the file lacks them, or was trained for other classes.
         rename: from a name in the file to torchvision's.
+        convert: from the file's state dict to another, before all else: where renaming does not do.
 
     Returns:
         What the receipt says of them: file and its SHA-256; None if nothing was to be loaded.
@@ -60,9 +62,11 @@ def load_pretrained(
     file = find_weights([weights] if isinstance(weights, str) else weights, architecture)
     ours = network.state_dict()
     content = read_weights(file)
+    metadata = getattr(content, "_metadata", None)  # versions, by which some of torchvision's rename
+    content = convert(content)
     theirs = OrderedDict((rename(OLD_NAME.sub(r"\1", name)), tensor) for name, tensor in content.items())
     theirs = OrderedDict((prefix * (prefix + name in ours) + name, tensor) for name, tensor in theirs.items())
-    theirs._metadata = getattr(content, "_metadata", None)  # versions, by which some of torchvision's rename
+    theirs._metadata = metadata
     heads = tuple(f"{head}." for head in heads)
     odd = [name for name in ours if name in theirs and ours[name].shape != theirs[name].shape]
     for name in [name for name in odd if name.startswith(heads)]:

@@ -75,12 +75,11 @@ def write_hymenoptera(root: Path) -> None:
     torch.save(weights, root / "weights" / "mobilenet_v2_features.pth")
 
 
-def write_bccd(root: Path) -> None:
-    """Write pictures with coloured rectangles in Pascal VOC's layout, with BCCD's three classes; one has none."""
+def write_voc(folder: Path, classes: tuple[str, str, str]) -> None:
+    """Write pictures with coloured rectangles in Pascal VOC's layout, of three classes; some have none."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
-    folder = root / "BCCD"
     for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (folder / name).mkdir(parents=True)
     number = 0
@@ -91,7 +90,7 @@ def write_bccd(root: Path) -> None:
             names.append(f"cell_{number}")
             pixels = rng.integers(180, 220, (60, 80, 3), dtype=np.uint8)
             objects = ""
-            for k, kind in enumerate(("Platelets", "RBC", "WBC") if i != 1 else ()):
+            for k, kind in enumerate(classes if i != 1 else ()):
                 x, y = 4 + 25 * k, int(rng.integers(2, 30))
                 pixels[y : y + 20, x : x + 18, k] = 30
                 corners = {"xmin": x + 1, "ymin": y + 1, "xmax": x + 18, "ymax": y + 20}
@@ -112,7 +111,8 @@ def small_data(tmp_path_factory) -> Path:
     write_mnist(root, "FashionMNIST", seed=1)
     write_cifar10(root)
     write_hymenoptera(root)
-    write_bccd(root)
+    write_voc(root / "BCCD", ("Platelets", "RBC", "WBC"))
+    write_voc(root / "VOCdevkit" / "VOC2007", ("bird", "cat", "dog"))
     return root
 
 
