@@ -19,7 +19,10 @@ from tqdm import tqdm
 from datamodules import scenes
 from datamodules.files import data_dir
 from datamodules.in_memory import InMemoryDataModule, InMemoryDataset
+from datamodules.pictures import require_picture
 from datamodules.scenes import CLASSES, Scene, draw_scene
+from datamodules.voc import pad, read_scaled
+from datamodules.voc_annotations import picture_size
 from runner.errors import InputError, one_line
 
 SPLITS = ("train", "val", "test")
@@ -95,10 +98,23 @@ class Shapes(InMemoryDataModule):
     def on_after_batch_transfer(self, batch: tuple[Tensor, Any], dataloader_idx: int) -> tuple[Tensor, Any]:
         """Turn uint8 images (B, 3, S, S) to floats from -1 to 1, on the device; in training, flip some of them."""
         images, targets = batch
-        images = images.to(self.trainer.lightning_module.dtype).div_(127.5).sub_(1)
+        dtype = self.trainer.lightning_module.dtype
+        if isinstance(images, list):  # a user's pictures, of different sizes
+            return pad([image.to(dtype).div_(127.5).sub_(1) for image in images]), targets
+        images = images.to(dtype).div_(127.5).sub_(1)
         if self.flip and self.trainer.training:
             images, targets = flip_some(images, targets)
         return images, targets
+
+    def read_input(self, path: Path) -> Tensor:
+        """Read one picture, its shorter side scaled to S: (3, h, w) uint8. It needs no `setup`.
+
+        Raises:
+            PictureError: it cannot be read.
+        """
+        require_picture(path)
+        image = read_scaled(path, *picture_size(path), self.size, 4 * self.size)
+        return torch.from_numpy(image).permute(2, 0, 1)  # (h, w, 3) -> (3, h, w)
 
     def state_dict(self) -> dict[str, Any]:
         """What checkpoints say of the data."""

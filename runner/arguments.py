@@ -20,7 +20,7 @@ Train one experiment, test its best checkpoint, and leave a run that can be trus
   python train.py experiments/mnist_mlp.yaml --seed_everything 1       another seed
   python train.py experiments/mnist_mlp.yaml --print_config            every key there is, with its value
   python train.py experiments/mnist_mlp.yaml --ckpt RUN/best.ckpt      only test
-  python train.py RUN/config.yaml --ckpt RUN/best.ckpt --predict PATH  tell the class of a picture, or all in a folder
+  python train.py RUN/config.yaml --ckpt RUN/best.ckpt --predict PATH  tell what is in a picture, or in all of a folder
   python train.py --resume RUN                                         go on from RUN/last.ckpt
   python train.py --verify RUN/receipt.json                            test again, and compare with what it says
   python train.py RUN/config.yaml                                      the same run again
@@ -48,7 +48,7 @@ class Arguments:
         ckpt: a checkpoint to test, or to predict with, instead of training.
         resume: the folder of a run to go on with.
         verify: a receipt to hold against a new test.
-        predict: pictures to tell the classes of.
+        predict: pictures to tell what is in.
     """
 
     config: Path

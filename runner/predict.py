@@ -1,6 +1,6 @@
 """Tell the classes of pictures, with nothing but a checkpoint and the YAML that it was trained by.
 
-`predictions.csv`, in the folder that one is in, has a row for each picture:
+(What a detector finds in them is told by `predict_boxes.py`.) `predictions.csv`, in the folder that one is in, has a row for each picture:
 
     file,class,probability,p_cat,p_dog,error
     pictures/1.jpg,dog,0.9375,0.0625,0.9375,
@@ -20,6 +20,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from tqdm import tqdm
 
+from lit_models.detector import Detector
 from lit_models.tasks import Classifier
 from runner.checkpoints import read_checkpoint
 from runner.errors import InputError, one_line
@@ -72,7 +73,11 @@ class PictureFiles(LightningDataModule):
                             images.append(image)
                 self.bright += sum(map(_is_grey_with_bright_border, images))
                 if images:
-                    yield torch.stack(images), None
+                    yield self.batch(images)
+
+    def batch(self, images: list[Tensor]) -> tuple[Tensor, None]:
+        """Make a batch of what was read."""
+        return torch.stack(images), None
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, None], dataloader_idx: int) -> tuple[Tensor, None]:
         """Do as the experiment's data module does."""
@@ -87,21 +92,24 @@ class PictureFiles(LightningDataModule):
 
 
 def predict(experiment, checkpoint: Path, paths: list[Path]) -> None:
-    """Print the class of each picture and its probability, and write the probabilities of all classes to a table.
+    """Print what is in each picture, and write it to files: see `tell_classes` and `tell_boxes`.
 
     Raises:
-        InputError: the experiment does not classify pictures, the checkpoint is not of its model, none of the pictures
+        InputError: the experiment does neither classify pictures nor find objects in them, the checkpoint is not of its model, none of the pictures
             can be read, or the table cannot be written.
     """
     model, data = experiment.model, experiment.datamodule
-    if not isinstance(model, Classifier) or not hasattr(data, "read_input"):
+    if not isinstance(model, Classifier | Detector) or not hasattr(data, "read_input"):
         what = f"{type(model).__name__} on {type(data).__name__}"
-        raise InputError(f"--predict tells the classes of pictures, and {experiment.name} ({what}) does not")
+        raise InputError(f"--predict tells what is in pictures, and {experiment.name} ({what}) does not")
     trained = read_checkpoint(checkpoint, model).get(type(data).__qualname__)
     if not isinstance(trained, dict):  # its classes would be given the names of others
         raise InputError(f"checkpoint {checkpoint} was trained on other data than {type(data).__name__}")
     classes = trained.get("classes") or getattr(data, "classes", None)  # folders tell them, those of MNIST are known
-    pictures = PictureFiles(paths, data, classes, experiment.config["trainer"]["enable_progress_bar"] is not False)
+    from runner.predict_boxes import BoxFiles, tell_boxes  # which is made of what is here
+
+    kind = BoxFiles if isinstance(model, Detector) else PictureFiles
+    pictures = kind(paths, data, classes, experiment.config["trainer"]["enable_progress_bar"] is not False)
     trainer = experiment.trainer(
         logger=False,
         enable_checkpointing=False,
@@ -126,7 +134,10 @@ def predict(experiment, checkpoint: Path, paths: list[Path]) -> None:
     if pictures.bright > len(pictures.read) / 2:
         hint = "these pictures are bright at the border; for a model of white on black, such as MNIST's, invert them"
         print(f"hint: {hint}", file=sys.stderr)
-    tell_classes(pictures, torch.cat(batches))
+    if isinstance(model, Detector):
+        tell_boxes(pictures, [found for batch in batches for found in batch])
+    else:
+        tell_classes(pictures, torch.cat(batches))
 
 
 def tell_classes(pictures: PictureFiles, probabilities: Tensor) -> None:
