@@ -46,7 +46,7 @@ def around(boxes: torch.Tensor, size: tuple[int, int], count: int = 40, seed: in
     return boxes[(boxes[:, 2:] - boxes[:, :2]).amin(dim=1) > 1]
 
 
-def scenes(count: int = 6, single: bool = False, size: int = 96) -> tuple[torch.Tensor, list[dict]]:
+def scenes(count: int = 4, single: bool = False, size: int = 80) -> tuple[torch.Tensor, list[dict]]:
     """Return a batch of drawn scenes, with proposals."""
     shapes = Shapes(size=size, single_object=single, train_size=count, val_size=1, test_size=1, batch_size=count)
     shapes.setup()
@@ -71,7 +71,7 @@ def data_dir(tmp_path, monkeypatch):
 class TestLearns:
     def test_it_memorises_a_batch(self, name):
         torch.manual_seed(0)
-        images, targets = scenes(single=name == "localizer")
+        images, targets = scenes(6, single=True) if name == "localizer" else scenes()
         model = DETECTORS[name]().train()
         optimizer = model.configure_optimizers()
         first = None
@@ -157,7 +157,7 @@ class TestLocalizer:
         logits, boxes = model.heads(images)
         losses = model.losses(images, targets)
         labels = torch.cat([t["labels"] for t in targets])
-        wanted = torch.cat([t["boxes"] for t in targets]) / 96
+        wanted = torch.cat([t["boxes"] for t in targets]) / 80
         log_p = logits.log_softmax(dim=1)[range(4), labels]
         torch.testing.assert_close(losses["class_loss"], -log_p.mean())
         torch.testing.assert_close(losses["box_loss"], 7 * ((boxes - wanted) ** 2).sum() / 16)

@@ -514,10 +514,10 @@ def test_help_lists_the_sweeps(capsys):
 
 
 def test_a_shipped_sweep_runs(tmp_path, capsys):
-    assert main(["sweeps/curve_fit.yaml", "--trials", "2"]) == 0
+    assert main(["sweeps/curve_fit.yaml", "--trials", "1"]) == 0
     assert "best" in capsys.readouterr().out
     found = records(tmp_path)
-    assert [record["state"] for record in found] == ["ok", "ok"]
+    assert [record["state"] for record in found] == ["ok"]
     for record in found:
         assert (Path(record["run"]) / "best.ckpt").exists()
         config = yaml.safe_load((Path(record["run"]) / "config.yaml").read_text())
