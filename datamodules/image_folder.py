@@ -245,19 +245,7 @@ class ImageFolder(LightningDataModule):
         return Pictures(pairs, self.image_size, self.resize, augment)
 
     def _loader(self, dataset: "Pictures", batch_size: int, **arguments) -> DataLoader:
-        workers = self.num_workers
-        if workers == "auto":  # each makes whole batches: with more of them than batches, some have nothing to do
-            workers = min(available_cpus(), 8, len(dataset) // batch_size)
-        return LateLoader(
-            dataset,
-            batch_size,
-            collate_fn=stack,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            worker_init_fn=_one_thread,
-            pin_memory=torch.cuda.is_available(),
-            **arguments,
-        )
+        return make_loader(dataset, batch_size, self.num_workers, collate_fn=stack, **arguments)
 
 
 class Pictures(Dataset):
@@ -320,6 +308,21 @@ class LateLoader(DataLoader):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         yield from super().__iter__()
+
+
+def make_loader(dataset: Dataset, batch_size: int, num_workers: int | Literal["auto"], **arguments) -> LateLoader:
+    """Return a loader of picture files with so many processes; `arguments` are a DataLoader's."""
+    if num_workers == "auto":  # each makes whole batches: with more of them than batches, some have nothing to do
+        num_workers = min(available_cpus(), 8, len(dataset) // batch_size)
+    return LateLoader(
+        dataset,
+        batch_size,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        worker_init_fn=_one_thread,
+        pin_memory=torch.cuda.is_available(),
+        **arguments,
+    )
 
 
 def prepare(path: Path, short: int, size: int) -> np.ndarray:

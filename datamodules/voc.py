@@ -12,7 +12,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
@@ -22,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from callbacks.seeding import epoch_seed
 from datamodules.class_folders import PARTS, some, warn_of_leaks
 from datamodules.files import data_dir, download
-from datamodules.image_folder import IMAGENET, EndlessShuffle, LateLoader, available_cpus
+from datamodules.image_folder import IMAGENET, EndlessShuffle, make_loader
 from datamodules.pictures import (
     PictureError,
     check_pictures,
@@ -323,19 +322,7 @@ class VOC(LightningDataModule):
         return Detections(samples, self.image_size, self.max_size, self.augmentation if part == "train" else None)
 
     def _loader(self, dataset: "Detections", batch_size: int, **arguments) -> DataLoader:
-        workers = self.num_workers
-        if workers == "auto":  # each makes whole batches: with more of them than batches, some have nothing to do
-            workers = min(available_cpus(), 8, len(dataset) // batch_size)
-        return LateLoader(
-            dataset,
-            batch_size,
-            collate_fn=collate,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            worker_init_fn=_one_thread,
-            pin_memory=torch.cuda.is_available(),
-            **arguments,
-        )
+        return make_loader(dataset, batch_size, self.num_workers, collate_fn=collate, **arguments)
 
 
 class Sample(NamedTuple):
@@ -446,10 +433,6 @@ def pad(images: Sequence[Tensor]) -> Tensor:
     for place, image in zip(batch, images, strict=True):
         place[:, : image.shape[1], : image.shape[2]] = image
     return batch
-
-
-def _one_thread(worker: int) -> None:
-    cv2.setNumThreads(0)  # there are as many workers as CPUs; and its threads do not outlive a fork
 
 
 @cache

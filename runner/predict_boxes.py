@@ -44,7 +44,11 @@ def tell_boxes(pictures: BoxFiles, found: list[dict[str, Tensor]]) -> None:
     """Print what is likely to be in the pictures that were read; draw it; write all that was found."""
     count = max([int(f["labels"].max()) + 1 for f in found if len(f["labels"])], default=0)
     classes = pictures.classes or [str(k) for k in range(count)]
-    said = {"images": [], "annotations": [], "categories": [{"id": k, "name": name} for k, name in enumerate(classes, start=1)]}
+    said = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": k, "name": name} for k, name in enumerate(classes, start=1)],
+    }
     width = max(len(str(path)) for path in pictures.read)
     try:
         FOLDER.mkdir(exist_ok=True)
@@ -58,7 +62,12 @@ def tell_boxes(pictures: BoxFiles, found: list[dict[str, Tensor]]) -> None:
             )
             for (x1, y1, x2, y2), label, score in objects:
                 box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
-                about = {"id": len(said["annotations"]) + 1, "image_id": number, "category_id": label + 1, "score": score}
+                about = {
+                    "id": len(said["annotations"]) + 1,
+                    "image_id": number,
+                    "category_id": label + 1,
+                    "score": score,
+                }
                 said["annotations"].append(about | box)
             likely = [o for o in objects if o[2] >= LIKELY]
             draw(picture, likely, classes).save(FOLDER / f"{number:0{len(str(len(found)))}d}_{path.stem}.png")
