@@ -1,6 +1,8 @@
 """Tell the classes of pictures, with nothing but a checkpoint and the YAML that it was trained by.
 
-(What a detector finds in them is told by `predict_boxes.py`.) `predictions.csv`, in the folder that one is in, has a row for each picture:
+(What a detector finds in them is told by `predict_boxes.py`.)
+
+`predictions.csv`, in the folder that one is in, has a row for each picture:
 
     file,class,probability,p_cat,p_dog,error
     pictures/1.jpg,dog,0.9375,0.0625,0.9375,
@@ -10,93 +12,28 @@
 import csv
 import io
 import sys
-import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from tqdm import tqdm
 
 from lit_models.detector import Detector
 from lit_models.tasks import Classifier
 from runner.checkpoints import read_checkpoint
 from runner.errors import InputError, one_line
 from runner.files import write_whole
+from runner.picture_files import PictureFiles
+from runner.predict_boxes import BoxFiles, tell_boxes
 
 TABLE = Path("predictions.csv")
-
-
-class PictureFiles(LightningDataModule):
-    """Pictures from files, a batch at a time, prepared as the experiment's data module does in evaluation.
-
-    The Trainer is given this one: it would have the experiment's own look for the training data.
-
-    Args:
-        paths: of the pictures.
-        data: the experiment's data module.
-        classes: the names of the model's classes, where they are known.
-        show_progress: on a terminal, if it takes longer than two seconds.
-
-    Attributes:
-        read: those that could be read, in the order of the predictions.
-        errors: what is wrong with the others.
-        bright: how many of those read are grey, and bright at the border.
-    """
-
-    def __init__(self, paths: list[Path], data: LightningDataModule, classes: list[str] | None, show_progress: bool):
-        super().__init__()
-        self.paths, self.data, self.classes, self.show_progress = paths, data, classes, show_progress
-        self.read: list[Path] = []
-        self.errors: dict[Path, InputError] = {}
-        self.bright = 0
-
-    def setup(self, stage: str) -> None:
-        """Lend the Trainer to the experiment's data module, which looks up the model's kind of floats there."""
-        self.data.trainer = self.trainer
-
-    def predict_dataloader(self) -> Iterator[tuple[Tensor, None]]:
-        """Yield batches of what can be read: images (B, C, H, W) uint8, and no labels."""
-        size = getattr(self.data, "eval_batch_size", 64)
-        hidden = None if self.show_progress else True  # None: where there is no terminal
-        with tqdm(total=len(self.paths), leave=False, disable=hidden, delay=2) as bar, ThreadPoolExecutor() as threads:
-            for start in range(0, len(self.paths), size):
-                paths, images = self.paths[start : start + size], []
-                # The filters of warnings belong to all threads, which may leave each other's behind
-                with warnings.catch_warnings(action="ignore"):
-                    for path, image in zip(paths, threads.map(self._read, paths), strict=True):
-                        bar.update()
-                        if image is not None:
-                            self.read.append(path)
-                            images.append(image)
-                self.bright += sum(map(_is_grey_with_bright_border, images))
-                if images:
-                    yield self.batch(images)
-
-    def batch(self, images: list[Tensor]) -> tuple[Tensor, None]:
-        """Make a batch of what was read."""
-        return torch.stack(images), None
-
-    def on_after_batch_transfer(self, batch: tuple[Tensor, None], dataloader_idx: int) -> tuple[Tensor, None]:
-        """Do as the experiment's data module does."""
-        return self.data.on_after_batch_transfer(batch, dataloader_idx)
-
-    def _read(self, path: Path) -> Tensor | None:
-        try:
-            return self.data.read_input(path)
-        except InputError as error:
-            self.errors[path] = error
-            return None
 
 
 def predict(experiment, checkpoint: Path, paths: list[Path]) -> None:
     """Print what is in each picture, and write it to files: see `tell_classes` and `tell_boxes`.
 
     Raises:
-        InputError: the experiment does neither classify pictures nor find objects in them, the checkpoint is not of its model, none of the pictures
-            can be read, or the table cannot be written.
+        InputError: the experiment neither classifies pictures nor finds objects in them, the checkpoint is not of its
+            model, none of the pictures can be read, or what is found cannot be written.
     """
     model, data = experiment.model, experiment.datamodule
     if not isinstance(model, Classifier | Detector) or not hasattr(data, "read_input"):
@@ -106,8 +43,6 @@ def predict(experiment, checkpoint: Path, paths: list[Path]) -> None:
     if not isinstance(trained, dict):  # its classes would be given the names of others
         raise InputError(f"checkpoint {checkpoint} was trained on other data than {type(data).__name__}")
     classes = trained.get("classes") or getattr(data, "classes", None)  # folders tell them, those of MNIST are known
-    from runner.predict_boxes import BoxFiles, tell_boxes  # which is made of what is here
-
     kind = BoxFiles if isinstance(model, Detector) else PictureFiles
     pictures = kind(paths, data, classes, experiment.config["trainer"]["enable_progress_bar"] is not False)
     trainer = experiment.trainer(
@@ -166,9 +101,3 @@ def tell_classes(pictures: PictureFiles, probabilities: Tensor) -> None:
             line = f"{path!s:{width}}  {name:{class_width}}  {probability:.4f}"
             print(line.encode(errors="replace").decode())
     print(f"\nprobabilities of all classes: {TABLE.absolute()}")
-
-
-def _is_grey_with_bright_border(image: Tensor) -> bool:
-    """Whether a picture (C, H, W) uint8 has one channel, and most of its edges is nearer to white than to black."""
-    edges = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], dim=1)  # (C, 2 H + 2 W)
-    return len(image) == 1 and bool(edges.median() > 127)

@@ -16,7 +16,7 @@ from callbacks.detections import COLORS
 from datamodules.pictures import read_picture
 from runner.errors import InputError
 from runner.files import write_whole
-from runner.predict import PictureFiles
+from runner.picture_files import PictureFiles
 
 FILE, FOLDER = Path("predictions.json"), Path("predictions")
 LIKELY = 0.5  # score of what is drawn and printed

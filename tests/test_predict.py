@@ -15,7 +15,8 @@ from PIL import Image
 
 from datamodules.mnist import MNIST, read_idx
 from lit_models.mlp import MLP
-from runner.predict import PictureFiles, tell_classes
+from runner.picture_files import PictureFiles
+from runner.predict import tell_classes
 from train import main
 
 SMALL = "--model.sizes=[784, 16, 10]"
