@@ -17,11 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules import scenes
+from datamodules.detections import pad, read_scaled
 from datamodules.files import data_dir
 from datamodules.in_memory import InMemoryDataModule, InMemoryDataset
 from datamodules.pictures import require_picture
 from datamodules.scenes import CLASSES, Scene, draw_scene
-from datamodules.voc import pad, read_scaled
 from datamodules.voc_annotations import picture_size
 from runner.errors import InputError, one_line
 

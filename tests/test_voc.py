@@ -15,7 +15,8 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 
-from datamodules.voc import VOC, pad
+from datamodules.detections import pad
+from datamodules.voc import VOC
 from datamodules.voc_annotations import picture_size
 from runner.errors import InputError
 
@@ -354,7 +355,7 @@ def test_proposals_are_augmented_as_boxes_are(folder, monkeypatch):
         calls.append(len(images))
         return [search(image()) for image in images]
 
-    monkeypatch.setattr("datamodules.voc.find_proposals", find_proposals)
+    monkeypatch.setattr("datamodules.detections.find_proposals", find_proposals)
     data = ready(folder, proposals=halves, image_size=20, augment=[{"HorizontalFlip": {"p": 1}}])
     for _ in range(2):
         found = [target for _, targets in data.train_dataloader() for target in targets]

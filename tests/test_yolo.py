@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from test_detectors import ADAM, TINY_SCENES, scenes, target
 from torchvision.ops import complete_box_iou_loss
 
+from datamodules.mosaic import mosaic
 from datamodules.shapes import Shapes
 from lit_models import yolo as yolo_file
 from lit_models.backbones import Backbone, SmallFeatures
 from lit_models.detector import Detector
-from lit_models.yolo import YOLO, best_possible_recall, complete_iou, fit_anchors, mosaic, object_sizes
+from lit_models.yolo import YOLO, best_possible_recall, complete_iou, fit_anchors, object_sizes
 from runner.errors import InputError
 
 ANCHORS = [(5.0, 4.0), (8.0, 16.0), (16.0, 9.0), (24.0, 24.0), (32.0, 20.0), (40.0, 60.0)]  # two a level
