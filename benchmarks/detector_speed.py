@@ -35,7 +35,7 @@ from torch import Tensor
 
 from runner import arguments as command_line
 from runner.cli import Experiment
-from runner.errors import InputError
+from runner.errors import InputError, one_line
 
 
 class Contender:
@@ -54,7 +54,7 @@ class Contender:
         experiment.load_data()
         self.name, self.model, self.data = name, experiment.model, experiment.datamodule
         if trained:
-            self.model.load_state_dict(_newest(trained, name), strict=False)  # of metrics there is nothing in it
+            _load_newest(self.model, trained / name)
         data = self.data
         self.half = "bf16" in str(experiment.config["trainer"]["precision"])
         if self.model.channels_last:
@@ -142,12 +142,15 @@ def _random_boxes(count: int, classes: int, size: tuple[int, int]) -> dict[str, 
     return {"boxes": boxes, "scores": torch.rand(count), "labels": torch.randint(classes, (count,))}
 
 
-def _newest(runs: Path, name: str) -> dict[str, Tensor]:
-    """Return the weights of an experiment's newest run."""
-    files = sorted((runs / name).glob("*/best.ckpt"), key=lambda file: file.stat().st_mtime)
+def _load_newest(model: torch.nn.Module, runs: Path) -> None:
+    """Load the weights of the newest run in an experiment's folder."""
+    files = sorted(runs.glob("*/best.ckpt"), key=lambda file: file.stat().st_mtime)
     if not files:
-        raise InputError(f"--trained: there is no {runs / name}/*/best.ckpt: python train.py experiments/{name}.yaml")
-    return torch.load(files[-1], map_location="cpu", weights_only=False)["state_dict"]
+        raise InputError(f"--trained: there is no {runs}/*/best.ckpt: python train.py experiments/{runs.name}.yaml")
+    try:
+        model.load_state_dict(torch.load(files[-1], map_location="cpu", weights_only=False)["state_dict"])
+    except RuntimeError as error:  # other shapes, or names
+        raise InputError(f"--trained: {files[-1]} is of another model: {one_line(error)}") from error
 
 
 def _some(data, loader, count: int) -> list[tuple]:
