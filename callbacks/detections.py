@@ -10,6 +10,7 @@ from callbacks.pictures import BLUE, GREY, ORANGE, RED, new_figure, pixels
 from runner.run import Run
 
 COLORS = ("#2a6f97", "#e07a1f", "#3c8d40", "#c1292e", "#7b4ea3", "#00868b", "#b5651d", "#d1478b")  # one a class
+MOST_LABELS = 8  # beside the boxes of a picture: more would hide it
 
 
 class DetectionPictures(Callback):
@@ -79,7 +80,8 @@ def draw_boxes(cells: list[tuple[Tensor, dict[str, dict]]], title: str, columns:
         cells: an image (3, H, W), and by what they are, `boxes` (N, 4), with `labels` and `scores` where there are any.
         title: of the figure.
         columns: of the grid.
-        classes: names of the labels; None colours boxes by what they are, and a legend tells.
+        classes: names of the labels, which are written beside the boxes, or told by a legend where there are many; None
+            colours boxes by what they are, and a legend tells.
     """
     columns = min(columns, len(cells))
     rows = math.ceil(len(cells) / columns)
@@ -108,13 +110,14 @@ def draw_boxes(cells: list[tuple[Tensor, dict[str, dict]]], title: str, columns:
                     color=color,
                     lw=1 if number == 0 and not classes else 1.6,
                 )
-                legend[what] = line
-                if label is not None:
+                if label is None or len(boxes) > MOST_LABELS:
+                    legend[what if label is None else classes[label]] = line
+                else:
                     text = classes[label] if score is None else f"{classes[label]} {score:.2f}"
                     axis.text(x1, max(y1 - 1.5, 6), text, fontsize=7, color="white",
                               bbox={"facecolor": color, "edgecolor": "none", "pad": 0.8}, clip_on=True)  # fmt: skip
         axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    if not classes:
+    if legend:
         figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
