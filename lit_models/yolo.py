@@ -30,11 +30,7 @@ from lit_models.localizer import pairwise_iou
 from runner.errors import InputError
 
 LEVELS = 3
-BALANCE = (
-    4.0,
-    1.0,
-    0.4,
-)  # of the levels' objectness: coarse maps have few cells, each of which weighs more in the mean
+BALANCE = (4.0, 1.0, 0.4)  # of the levels' objectness: of few cells, as coarse maps have, each weighs more in the mean
 NEIGHBOURS = ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1))  # the cell itself, and those beside it: x, y
 PAPERS_CELLS = 80 * 80  # of the finest maps, of a picture of 640 x 640 with stride 8: what the weights were chosen for
 PAPERS_CLASSES = 80
