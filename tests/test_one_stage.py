@@ -374,7 +374,7 @@ class TestRetinaNet:
         assert len(best(scores, 0.2, 10)[0]) == 4  # above, not at
 
     def test_what_it_explains(self):
-        images, targets = test_detectors.scenes(3)
+        images, targets = test_detectors.scenes(3, size=96)
         model = DETECTORS["retinanet"]().eval()
         ((name, title, drawn),) = model.explain(images, targets)
         assert name == "anchors"
@@ -491,7 +491,7 @@ class TestFCOS:
             torch.testing.assert_close(twice[key], value, rtol=1e-4, atol=1e-6)
 
     def test_what_it_explains(self):
-        images, targets = test_detectors.scenes(3)
+        images, targets = test_detectors.scenes(3, size=96)
         ((name, title, drawn),) = self.model().explain(images, targets)
         assert name == "places"
         assert title.startswith(f"of {24**2 + 12**2 + 6**2} places")
