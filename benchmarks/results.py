@@ -190,7 +190,11 @@ def summary(name: str, records: list[dict]) -> tuple[str, str]:
     least = min(r["seconds"]["fit"] for r in runs)  # what else the machine does can only add to it
     seconds = f"{least:.0f} s" if least >= 1 else f"{least:.1f} s"
     device = runs[0]["devices"]
-    where = f"{device['threads']} CPU core{'s' * (device['threads'] > 1)}" if device["kind"].startswith("cpu") else device["kind"]
+    where = (
+        f"{device['threads']} CPU core{'s' * (device['threads'] > 1)}"
+        if device["kind"].startswith("cpu")
+        else device["kind"]
+    )
     seeds = ", ".join(map(str, sorted(by_seed)))
     of = f"n = 1, seed {seeds}"
     if len(runs) > 1:
