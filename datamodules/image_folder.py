@@ -88,16 +88,9 @@ class ImageFolder(LightningDataModule):
         on_bad_image: Literal["stop", "skip"] = "stop",
     ):
         super().__init__()
-        if batch_size < 1 or eval_batch_size < 1:
-            raise InputError(f"batch sizes start at 1, got batch_size {batch_size}, eval_batch_size {eval_batch_size}")
-        if image_size < 1:
-            raise InputError(f"image_size must be at least 1, got {image_size}")
+        check_arguments(image_size, normalize, batch_size, eval_batch_size, num_workers)
         if resize is not None and resize < image_size:
             raise InputError(f"resize must be at least image_size {image_size}, which is cut out of it, got {resize}")
-        if num_workers != "auto" and num_workers < 0:
-            raise InputError(f"num_workers must be auto, 0 or more, got {num_workers}")
-        if normalize and min(normalize[1]) <= 0:
-            raise InputError(f"normalize: [means, standard deviations], the latter above 0, got {normalize}")
         if url and not url.startswith(("https://", "http://")):
             raise InputError(f"url must start with https://, got {url}")
         if augment is None:
@@ -308,6 +301,20 @@ class LateLoader(DataLoader):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         yield from super().__iter__()
+
+
+def check_arguments(
+    image_size: int, normalize: tuple | None, batch_size: int, eval_batch_size: int, num_workers: int | Literal["auto"]
+) -> None:
+    """Raise InputError for what no data module of picture files can use."""
+    if batch_size < 1 or eval_batch_size < 1:
+        raise InputError(f"batch sizes start at 1, got batch_size {batch_size}, eval_batch_size {eval_batch_size}")
+    if image_size < 1:
+        raise InputError(f"image_size must be at least 1, got {image_size}")
+    if num_workers != "auto" and num_workers < 0:
+        raise InputError(f"num_workers must be auto, 0 or more, got {num_workers}")
+    if normalize and min(normalize[1]) <= 0:
+        raise InputError(f"normalize: [means, standard deviations], the latter above 0, got {normalize}")
 
 
 def make_loader(dataset: Dataset, batch_size: int, num_workers: int | Literal["auto"], **arguments) -> LateLoader:

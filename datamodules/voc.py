@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from datamodules.class_folders import PARTS, some, warn_of_leaks
 from datamodules.detections import BOXES, Detections, Sample, collate, pad, read_scaled
 from datamodules.files import data_dir, download
-from datamodules.image_folder import IMAGENET, EndlessShuffle, make_loader
+from datamodules.image_folder import IMAGENET, EndlessShuffle, check_arguments, make_loader
 from datamodules.pictures import (
     check_pictures,
     make_augmentation,
@@ -105,16 +105,9 @@ class VOC(LightningDataModule):
         super().__init__()
         if not folder and not year:
             raise InputError(f"folder or year must be given: where {LAYOUT} are, or which year of Pascal VOC")
-        if batch_size < 1 or eval_batch_size < 1:
-            raise InputError(f"batch sizes start at 1, got batch_size {batch_size}, eval_batch_size {eval_batch_size}")
-        if image_size < 1:
-            raise InputError(f"image_size must be at least 1, got {image_size}")
+        check_arguments(image_size, normalize, batch_size, eval_batch_size, num_workers)
         if max_size is not None and max_size < image_size:
             raise InputError(f"max_size must be at least image_size {image_size}, got {max_size}")
-        if num_workers != "auto" and num_workers < 0:
-            raise InputError(f"num_workers must be auto, 0 or more, got {num_workers}")
-        if normalize and min(normalize[1]) <= 0:
-            raise InputError(f"normalize: [means, standard deviations], the latter above 0, got {normalize}")
         if classes is not None and (not classes or len({*classes}) < len(classes)):
             raise InputError(f"classes must be different names, at least one, got {classes}")
         steps = ["HorizontalFlip"] if augment is None else augment

@@ -111,9 +111,12 @@ class Detector(Task):
 
     def test_step(self, batch: tuple[Tensor, list[dict]], batch_idx: int) -> list[dict[str, Tensor]]:
         """Add a batch to the test's metrics; return the detections, for the pictures."""
-        found = self(*batch)
-        self.update_map(self.test_map, found, batch[1])
-        self.test_voc.update(found, batch[1])
+        return self.add_to_test(self(*batch), batch[1])
+
+    def add_to_test(self, found: list[dict[str, Tensor]], targets: list[dict]) -> list[dict[str, Tensor]]:
+        """Add what was found to the test's metrics, and return it."""
+        self.update_map(self.test_map, found, targets)
+        self.test_voc.update(found, targets)
         return found
 
     def predict_step(self, batch: tuple[Tensor, list[dict]], batch_idx: int) -> list[dict[str, Tensor]]:

@@ -269,15 +269,10 @@ class FasterRCNN(FastRCNN):
         maps, said, targets = self.look(images, targets)
         return self.rpn.losses(said, targets) | self.region_losses(maps, targets)
 
-    def forward(self, images: Tensor, targets: list[dict]) -> list[dict[str, Tensor]]:
-        """Return what is found in each image: see `Detector`."""
+    def propose(self, images: Tensor, targets: list[dict]) -> tuple[list[Tensor], list[dict]]:
+        """Return the maps, and the targets with the network's own proposals."""
         maps, _, targets = self.look(images, targets)
-        return self.detect(maps, targets)
-
-    def test_step(self, batch: tuple[Tensor, list[dict]], batch_idx: int) -> list[dict[str, Tensor]]:
-        """Add a batch to the test's metrics; the proposals, whose recall is one, are made once more for that."""
-        images, targets = batch
-        return super().test_step((images, self.look(images, targets)[2]), batch_idx)
+        return maps, targets
 
     def explain(self, images: Tensor, targets: list[dict]) -> list[tuple[str, str, list[dict[str, Tensor]]]]:
         """Return the proposals, those that a training step would look at, and the anchors that are to find an object."""

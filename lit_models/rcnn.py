@@ -161,10 +161,14 @@ class RCNN(Detector):
 
     def forward(self, images: Tensor, targets: list[dict]) -> list[dict[str, Tensor]]:
         """Return what is found in each image: see `Detector`."""
-        return self.detect(self.see(images), targets)
+        return self.detect(*self.propose(images, targets))
+
+    def propose(self, images: Tensor, targets: list[dict]) -> tuple[Tensor, list[dict]]:
+        """Return what regions are cut out of, and the targets with proposals: here those of the data."""
+        return self.see(images), targets
 
     def detect(self, seen: Tensor, targets: list[dict]) -> list[dict[str, Tensor]]:
-        """Return it, with what `see` returned."""
+        """Return what is found, with what `see` returned."""
         proposals = [target["proposals"].float() for target in targets]
         scores, offsets = self.heads(self.features(seen, proposals))
         counts = [len(boxes) for boxes in proposals]
@@ -179,13 +183,14 @@ class RCNN(Detector):
         return found
 
     def test_step(self, batch: tuple[Tensor, list[dict]], batch_idx: int) -> list[dict[str, Tensor]]:
-        """Add a batch to the test's metrics."""
-        for target in batch[1]:
+        """Add a batch, and its proposals, to the test's metrics; return the detections."""
+        seen, targets = self.propose(*batch)
+        for target in targets:
             boxes = target["boxes"][~target["difficult"]] if "difficult" in target else target["boxes"]
             if len(boxes):
                 overlaps = iou(boxes, torch.cat([target["proposals"], torch.zeros_like(boxes[:1])]))  # (N, P + 1)
                 self.test_recall.update((overlaps.amax(dim=1) >= 0.5).float())
-        return super().test_step(batch, batch_idx)
+        return self.add_to_test(self.detect(seen, targets), targets)
 
     def on_test_epoch_end(self) -> None:
         """Log."""

@@ -25,6 +25,10 @@ LIKELY = 0.5  # score of what is drawn and printed
 class BoxFiles(PictureFiles):
     """Pictures from files for a detector, a batch at a time; with proposals, if the experiment's data has a method."""
 
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.sizes: list[tuple[int, int]] = []  # height and width of each picture as the network gets it
+
     @property
     def proposals(self):
         """The data's method for proposals, or None."""
@@ -36,7 +40,7 @@ class BoxFiles(PictureFiles):
         for image, target in zip(images, targets, strict=True):
             if self.proposals:
                 target["proposals"] = torch.from_numpy(self.proposals(image.permute(1, 2, 0).contiguous().numpy()))
-        self.sizes = [*getattr(self, "sizes", []), *(target["size"] for target in targets)]
+        self.sizes += [target["size"] for target in targets]
         return images, targets
 
 

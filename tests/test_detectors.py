@@ -376,7 +376,7 @@ class Known(FastRCNN):
         super().__init__(4, Backbone(SmallFeatures((16,)), ["stage1"]), hidden=4, size=1)
         self.knows = knows
 
-    def forward(self, images, targets):
+    def detect(self, seen, targets):
         return [
             {"boxes": t["boxes"], "labels": t["labels"], "scores": torch.ones(len(t["labels"]))}
             if self.knows
