@@ -104,7 +104,7 @@ def table(records: list[dict], speed: dict) -> str:
         lines += [
             "",
             f"Images/s: {speed['cpus']} CPU cores, batches of {speed['batch_size']}, {weights} networks, all in turns, "
-            f"median of {speed['rounds']} rounds.",
+            f"median of {speed['rounds']} rounds. Training was on as many cores as the experiment's header says.",
             f"¹ Selective Search is not included: {speed['proposals_ms']:.0f} ms a picture more.",
         ]
     return "\n".join(lines)
