@@ -4,9 +4,8 @@ Shapes: B batch; H, W height and width of the batch's largest picture, h, w of o
 """
 
 import hashlib
-import random
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from callbacks.seeding import epoch_seed
-from datamodules.pictures import PictureError, read_picture, resize
+from datamodules.pictures import augmented, read_picture, resize
 from datamodules.proposals import find_proposals
-from runner.errors import one_line
 
 # What albumentations does with boxes that reach over the edge: cut them, and leave out those of which nothing is left
 BOXES = {
@@ -93,16 +91,8 @@ class Detections(Dataset):
 
     def _augmented(self, path: Path, image: np.ndarray, boxes: np.ndarray, seed: int) -> tuple[np.ndarray, ...]:
         """Return the picture, the boxes that are left (N, 4), and which rows of those given they were (N,)."""
-        # one pair of generators for all transforms: with Compose's `seed=` each gets the same draws as the others
-        self.augment.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        try:
-            drawn = self.augment(image=image, bboxes=boxes, rows=np.arange(len(boxes)))
-        except Exception as error:
-            raise PictureError(f"augment: {path}: {one_line(error)}") from None
-        image = drawn["image"]
-        if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3:
-            raise PictureError("augment must leave pixels uint8: leave Normalize and ToTensorV2 out of it")
-        return image, np.asarray(drawn["bboxes"]).reshape(-1, 4), np.asarray(drawn["rows"], np.int64)
+        drawn = augmented(self.augment, path, seed, image=image, bboxes=boxes, rows=np.arange(len(boxes)))
+        return drawn["image"], np.asarray(drawn["bboxes"]).reshape(-1, 4), np.asarray(drawn["rows"], np.int64)
 
 
 def read_scaled(path: Path, width: int, height: int, image_size: int, max_size: int) -> np.ndarray:
@@ -120,6 +110,12 @@ def collate(samples: list[tuple[np.ndarray, dict]]) -> tuple[list[Tensor], list[
     """Make a batch: pictures (3, h, w) uint8, which lie in memory as channels_last, and their targets."""
     images, targets = zip(*samples, strict=True)
     return [torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1) for image in images], list(targets)
+
+
+@cache
+def channel_values(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return a value for each channel, for pixels in 0..255: (C, 1, 1); made once, since a copy waits for the GPU."""
+    return (255 * torch.tensor(values, dtype=torch.float64)).to(dtype).to(device).view(-1, 1, 1)
 
 
 def pad(images: Sequence[Tensor]) -> Tensor:

@@ -5,7 +5,6 @@ Shapes: B batch, S image_size; pictures are (B, 3, S, S), uint8 until they are o
 
 import hashlib
 import os
-import random
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -25,13 +24,14 @@ from datamodules.files import data_dir, download
 from datamodules.in_memory import EpochShuffle, InMemoryDataModule, InMemoryDataset
 from datamodules.pictures import (
     PictureError,
+    augmented,
     check_pictures,
     make_augmentation,
     read_picture,
     require_picture,
     resize,
 )
-from runner.errors import InputError, one_line
+from runner.errors import InputError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -267,16 +267,8 @@ class Pictures(Dataset):
         path, label = self.pairs[index]
         if self.augment is None:
             return prepare(path, self.resize, self.size), label
-        seed = epoch_seed(epoch, 1, index)
-        # one pair of generators for all transforms: with Compose's `seed=` each gets the same draws as the others
-        self.augment.set_random_state(np.random.default_rng(seed), random.Random(seed))
         image = read_picture(path, self.enough)
-        try:
-            image = self.augment(image=image)["image"]
-        except Exception as error:
-            raise PictureError(f"augment: {path}: {one_line(error)}") from None
-        if getattr(image, "dtype", None) != np.uint8:
-            raise PictureError("augment must leave pixels uint8: leave Normalize and ToTensorV2 out of it")
+        image = augmented(self.augment, path, epoch_seed(epoch, 1, index), image=image)["image"]
         if image.shape != (self.size, self.size, 3):
             raise PictureError(
                 f"augment makes {' x '.join(map(str, image.shape))} of {path}, and image_size is {self.size}: add "

@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import io
 import os
+import random
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -154,6 +155,29 @@ def make_augmentation(steps: list, bbox_params: dict[str, Any] | None = None) ->
         InputError: there is no such transform, it takes no such argument, or cannot be made with its value.
     """
     return albumentations.Compose([_make_transform(step) for step in steps], bbox_params=bbox_params)
+
+
+def augmented(augment: albumentations.Compose, path: Path, seed: int, **data: Any) -> dict[str, Any]:
+    """Return a picture, and what belongs to it, as the augmentation that comes from `seed` makes them.
+
+    Args:
+        augment: made by `make_augmentation`.
+        path: of the picture, for an error.
+        seed: of all draws.
+        data: what albumentations takes: `image` (H, W, 3), `mask`, `bboxes`, ...
+
+    Raises:
+        PictureError: a transform fails, or leaves no uint8 picture.
+    """
+    # one pair of generators for all transforms: with Compose's `seed=` each gets the same draws as the others
+    augment.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    try:
+        drawn = augment(**data)
+    except Exception as error:
+        raise PictureError(f"augment: {path}: {one_line(error)}") from None
+    if getattr(drawn["image"], "dtype", None) != np.uint8 or drawn["image"].ndim != 3:
+        raise PictureError("augment must leave pixels uint8: leave Normalize and ToTensorV2 out of it")
+    return drawn
 
 
 def _make_transform(step: str | dict):

@@ -7,7 +7,6 @@ import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.class_folders import PARTS, some, warn_of_leaks
-from datamodules.detections import BOXES, Detections, Sample, collate, pad, read_scaled
+from datamodules.detections import BOXES, Detections, Sample, channel_values, collate, pad, read_scaled
 from datamodules.files import data_dir, download
 from datamodules.image_folder import IMAGENET, EndlessShuffle, check_arguments, make_loader
 from datamodules.pictures import (
@@ -212,7 +211,7 @@ class VOC(LightningDataModule):
 
     def normalized(self, images: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """Return uint8 pictures (3, h, w) as a batch of normalised floats (B, 3, H, W), zeros beyond each picture."""
-        mean, std = (_channels(values, images[0].device, dtype) for values in (self.mean, self.std))
+        mean, std = (channel_values(values, images[0].device, dtype) for values in (self.mean, self.std))
         return pad([image.to(dtype).sub_(mean).div_(std) for image in images])
 
     def read_input(self, path: Path) -> Tensor:
@@ -304,9 +303,3 @@ class VOC(LightningDataModule):
 
     def _loader(self, dataset: "Detections", batch_size: int, **arguments) -> DataLoader:
         return make_loader(dataset, batch_size, self.num_workers, collate_fn=collate, **arguments)
-
-
-@cache
-def _channels(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return a value for each channel, for pixels in 0..255: (3, 1, 1); made once, since a copy waits for the GPU."""
-    return (255 * torch.tensor(values, dtype=torch.float64)).to(dtype).to(device).view(3, 1, 1)
