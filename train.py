@@ -163,7 +163,7 @@ def print_metrics(metrics: dict[str, float]) -> None:
     rows = {name: short(metrics[name]) for name in sorted(metrics.keys() - by_class.keys())}
     if "test/acc_top5" in rows:
         rows["test/acc"] += f"  (among the first five: {rows.pop('test/acc_top5')})"
-    for kind in sorted({name.partition("/")[0] for name in by_class}):  # test_acc; test_ap, test_ap_voc
+    for kind in sorted({name.partition("/")[0] for name in by_class}):  # such as test_acc, test_ap_voc, test_iou
         each = {name.partition("/")[2]: value for name, value in by_class.items() if name.startswith(f"{kind}/")}
         least = ", ".join(f"{name} {each[name]:.4f}" for name in sorted(each, key=each.get)[:5])
         rows["weakest" if kind == "test_acc" else f"weakest {kind.removeprefix('test_')}"] = least

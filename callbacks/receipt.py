@@ -41,9 +41,11 @@ def write_receipt(
     """Write the receipt of a tested run, and return it; the docstring of this file says what for."""
     best = run.folder / "best.ckpt"
     saved = torch.load(best, map_location="cpu", weights_only=True)
+    definitions = getattr(experiment.model, "definitions", None)  # of metrics, where there are several by that name
     receipt = {
         "experiment": experiment.name,
         "metrics": metrics,
+        **({"definitions": definitions} if definitions else {}),
         "checkpoint": {
             "path": best.name,
             "sha256": sha256(best),

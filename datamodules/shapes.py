@@ -40,7 +40,7 @@ class Shapes(InMemoryDataModule):
         single_object: whether every scene has exactly one.
         target: `boxes` gives (images, list of dicts with `boxes` (N, 4), `labels` (N,), `size` (height, width));
             `instances` adds `masks` (N, S, S) to them, a pixel being of the object that is seen there; `classes` gives
-            (images, classes (B, S, S)), where 0 is the background and k + 1 class k.
+            (images, masks (B, S, S)) of each pixel's class, and the module's `classes` begin with the background.
         train_size, val_size, test_size: scenes in each split.
         flip: whether a training scene is flipped left to right half of the time.
         proposals: a method that finds boxes that may hold an object, such as
@@ -50,7 +50,6 @@ class Shapes(InMemoryDataModule):
         eval_batch_size: scenes in a batch of validation and test.
     """
 
-    classes = CLASSES
     train_set: "Scenes | None" = None
 
     def __init__(
@@ -80,6 +79,7 @@ class Shapes(InMemoryDataModule):
         self.size, self.scene_seed, self.flip = size, scene_seed, flip
         self.least, self.most = (1, 1) if single_object else (0, max_objects)
         self.target, self.proposals = target, proposals
+        self.classes = ("background", *CLASSES) if target == "classes" else CLASSES
         self.counts = dict(zip(SPLITS, (train_size, val_size, test_size), strict=True))
         self.source = f"scenes drawn by code, {size} x {size} pixels, {self.least} to {self.most} objects"
 

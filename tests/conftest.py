@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mask_files import write_carvana, write_membrane, write_pets, write_voc_segmentation
 
 # A shell starts what is to run in the background with Ctrl-C ignored, and children inherit that: some tests send it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -113,6 +114,8 @@ def small_data(tmp_path_factory) -> Path:
     write_hymenoptera(root)
     write_voc(root / "BCCD", ("Platelets", "RBC", "WBC"))
     write_voc(root / "VOCdevkit" / "VOC2007", ("bird", "cat", "dog"))
+    for write in (write_carvana, write_membrane, write_pets, write_voc_segmentation):
+        write(root)
     return root
 
 

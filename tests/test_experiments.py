@@ -28,9 +28,24 @@ def small(config: dict) -> list[str]:
             "--data.test_size=4",
         ],
         "datamodules.voc.VOC": ["--data.image_size=64", "--data.num_workers=0"],
+        "datamodules.carvana.ImageMasks": [
+            "--data.image_size=[32, 48]",
+            "--data.crop=[32, 32]",
+            "--data.num_workers=0",
+        ],
+        "datamodules.pets.Pets": ["--data.image_size=[32, 32]", "--data.num_workers=0"],
+        "datamodules.voc_segmentation.VOCSegmentation": [
+            "--data.image_size=[32, 32]",
+            "--data.augment=[]",
+            "--data.num_workers=0",
+            "--model.backbone.weights=null",  # they are not there
+        ],
     }.get(config["data"]["class_path"], [])
-    if config["data"].get("init_args", {}).get("year"):  # its backbone's weights are not there
+    if config["data"]["class_path"] == "datamodules.voc.VOC" and config["data"]["init_args"].get("year"):
+        # its backbone's weights are not there
         arguments = [*arguments, "--data.max_size=100", "--model.backbone.backbone.weights=null"]
+    if "features" in config["model"]["init_args"]:  # of a U-Net
+        arguments = [*arguments, "--model.features=[4, 8]"]
     return arguments + ["--model.compile=false"] * config["model"]["init_args"].get("compile", False)
 
 
