@@ -2,7 +2,9 @@
 
 import math
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from runner.run import Run
 
 COLORS = ("#2a6f97", "#e07a1f", "#3c8d40", "#c1292e", "#7b4ea3", "#00868b", "#b5651d", "#d1478b")  # one a class
 MOST_LABELS = 8  # beside the boxes of a picture: more would hide it
+OPACITY = 0.5  # of masks over a picture; their edges let nothing through
 
 
 class DetectionPictures(Callback):
@@ -77,7 +80,8 @@ def draw_boxes(cells: list[tuple[Tensor, dict[str, dict]]], title: str, columns:
     """Return a figure of images with boxes.
 
     Args:
-        cells: an image (3, H, W), and by what they are, `boxes` (N, 4), with `labels` and `scores` where there are any.
+        cells: an image (3, H, W), and by what they are, `boxes` (N, 4), with `labels`, `scores` and `masks` (N, H, W) where
+            there are any.
         title: of the figure.
         columns: of the grid.
         classes: names of the labels, which are written beside the boxes, or told by a legend where there are many; None
@@ -100,6 +104,8 @@ def draw_boxes(cells: list[tuple[Tensor, dict[str, dict]]], title: str, columns:
             boxes = said["boxes"].float().cpu().tolist()
             labels = said["labels"].tolist() if classes else [None] * len(boxes)
             scores = said["scores"].tolist() if "scores" in said else [None] * len(boxes)
+            if "masks" in said and classes:
+                axis.imshow(_layer(said["masks"].cpu(), labels))
             for (x1, y1, x2, y2), label, score in zip(boxes, labels, scores, strict=True):
                 color = (GREY, BLUE, ORANGE, RED)[number % 4] if label is None else COLORS[label % len(COLORS)]
                 x, y = (x1, x2, x2, x1, x1), (y1, y1, y2, y2, y1)
@@ -120,6 +126,25 @@ def draw_boxes(cells: list[tuple[Tensor, dict[str, dict]]], title: str, columns:
     if legend:
         figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+def _layer(masks: Tensor, labels: list[int]) -> np.ndarray:
+    """Return masks (N, H, W) in the colours of their classes, and how opaque each pixel is: (H, W, 4), from 0 to 1."""
+    from matplotlib.colors import to_rgba
+
+    layer = np.zeros((*masks.shape[1:], 4))
+    for mask, label in reversed(list(zip(masks, labels, strict=True))):  # the best on top
+        opaque = opacity(mask)
+        layer[opaque > 0] = to_rgba(COLORS[label % len(COLORS)])
+        layer[opaque > 0, 3] = opaque[opaque > 0]
+    return layer
+
+
+def opacity(mask: Tensor) -> np.ndarray:
+    """Return how opaque the pixels of a mask (H, W) bool are to be drawn, from 0 to 1: (H, W) float32."""
+    width = max(1, round(max(mask.shape) / 400))  # of the edge, in pixels
+    inner = -F.max_pool2d(-mask[None].float(), 2 * width + 1, stride=1, padding=width)[0]  # 1 far enough from the edge
+    return (mask.float() - (1 - OPACITY) * inner).numpy()
 
 
 def _curves(curves: list[tuple[Tensor, Tensor]], ap: Tensor, classes: list[str]):

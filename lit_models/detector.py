@@ -4,6 +4,7 @@ Shapes: B batch, H height, W width, N boxes of a picture, K classes.
 """
 
 import warnings
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -62,12 +63,7 @@ class Detector(Task):
         self.num_classes = num_classes
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
         self.max_detections, self.channels_last = max_detections, channels_last
-        with warnings.catch_warnings(action="ignore"):
-            counted = [1, 10, max(100, max_detections)]  # detections of a class in a picture; the last is for `map`
-            self.val_map = MeanAveragePrecision(
-                backend="faster_coco_eval", class_metrics=True, max_detection_thresholds=counted
-            )
-        self.val_map.warn_on_many_detections = False
+        self.val_map = mean_average_precision("bbox", max_detections)
         self.test_map = self.val_map.clone()
         self.test_voc = AveragePrecision(num_classes)
 
@@ -149,14 +145,20 @@ class Detector(Task):
         kept = [without_difficult(f, t) for f, t in zip(found, targets, strict=True)]
         metric.update(*map(list, zip(*kept, strict=True)))
 
-    def _log_map(self, stage: str, metric: MeanAveragePrecision) -> dict[int, float]:
-        """Log what the metric says, and return the average precision of each class that has objects."""
+    def _log_map(self, stage: str, metric: MeanAveragePrecision, of: str = "") -> dict[int, float]:
+        """Log what the metric says, and return the average precision of each class that has objects.
+
+        Args:
+            stage: `val` or `test`.
+            metric: that has seen all pictures.
+            of: stands before `map` in the names.
+        """
         said = metric.compute()
         metric.reset()
         for name in ("map", "map_50", "map_75"):
             value = float(said[name])
             self.log(
-                f"{stage}/{name}", value if value >= 0 else float("nan"), prog_bar=name == "map_50"
+                f"{stage}/{of}{name}", value if value >= 0 else float("nan"), prog_bar=name == "map_50"
             )  # -1: no objects
         labels, values = said["classes"].reshape(-1).tolist(), said["map_per_class"].reshape(-1).tolist()
         return {int(label): value for label, value in zip(labels, values, strict=True) if value >= 0}
@@ -172,12 +174,27 @@ class Detector(Task):
         return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}
 
 
+def mean_average_precision(kind: Literal["bbox", "segm"], most: int) -> MeanAveragePrecision:
+    """Return COCO's metric of boxes or of masks, where a picture has at most so many detections."""
+    with warnings.catch_warnings(action="ignore"):
+        metric = MeanAveragePrecision(
+            iou_type=kind,
+            backend="faster_coco_eval",
+            class_metrics=True,
+            max_detection_thresholds=[1, 10, max(100, most)],  # of a class in a picture; the last is for `map`
+        )
+    metric.warn_on_many_detections = False
+    return metric
+
+
 def without_difficult(found: dict[str, Tensor], target: dict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return detections and objects of a picture without difficult objects, and without what overlaps them most.
 
     (COCO's metric has crowds, which are ignored, too; but it takes whatever lies within one for a part of it.)
     """
     wanted = {"boxes": target["boxes"].float(), "labels": target["labels"]}
+    if "masks" in target:
+        wanted["masks"] = target["masks"]
     if "difficult" not in target or not target["difficult"].any():
         return found, wanted
     overlaps = iou(found["boxes"], wanted["boxes"]) * (found["labels"][:, None] == wanted["labels"])  # (M, N)

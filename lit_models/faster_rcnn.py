@@ -242,25 +242,26 @@ class FasterRCNN(FastRCNN):
         proposals = self.rpn.propose(said, [target["size"] for target in targets])
         return maps, said, [t | {"proposals": boxes} for t, boxes in zip(targets, proposals, strict=True)]
 
-    def features(self, maps: list[Tensor], boxes: list[Tensor]) -> Tensor:
+    def features(self, maps: list[Tensor], boxes: list[Tensor], size: int | None = None) -> Tensor:
         """Return features (R, D, size, size) of boxes (P, 4) in each of the images, each cut out of the level for its size.
 
         A region whose area has the side s comes from the level with stride 16 * 2^floor(log2(s / canonical_size)), or
         the next there is (Lin et al. 2017, equation 1).
         """
+        size = size or self.size
         rows = torch.cat([F.pad(b, (1, 0), value=i) for i, b in enumerate(boxes)])  # (R, 5): image, x1, y1, x2, y2
         side = (rows[:, 3:] - rows[:, 1:3]).prod(dim=1).sqrt()  # (R,)
         # 1e-6: a side of exactly canonical_size must not fall below it by rounding
         stride = 2 ** torch.floor(4 + torch.log2(side / self.canonical_size) + 1e-6)
         strides = self.backbone.strides[: self.levels]
         level = sum((stride >= s for s in strides[1:]), torch.zeros_like(side))  # (R,)
-        features = rows.new_zeros(len(rows), maps[0].shape[1], self.size, self.size)
+        features = rows.new_zeros(len(rows), maps[0].shape[1], size, size)
         for i, stride in enumerate(strides):
             here = (level == i).nonzero()[:, 0]
             if self.pool == "roi_pool":
-                part = roi_pool(maps[i].float(), rows[here], self.size, 1 / stride)
+                part = roi_pool(maps[i].float(), rows[here], size, 1 / stride)
             else:
-                part = roi_align(maps[i].float(), rows[here], self.size, 1 / stride, self.samples, self.aligned)
+                part = roi_align(maps[i].float(), rows[here], size, 1 / stride, self.samples, self.aligned)
             features[here] = part
         return features
 

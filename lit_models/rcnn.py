@@ -39,6 +39,7 @@ class Regions(NamedTuple):
     boxes: Tensor  # (R, 4)
     labels: Tensor  # (R,): 0 background, k + 1 class k
     objects: Tensor  # (R, 4): the object's box, where there is one
+    numbers: Tensor  # (R,): which object of the image it is, or `NEGATIVE`
 
 
 class Heads(nn.Module):
@@ -135,8 +136,9 @@ class RCNN(Detector):
         positive = choose(matched >= 0, round(self.regions * self.positive_share))
         negative = choose(matched == NEGATIVE, self.regions - len(positive))
         labels = torch.cat([target["labels"][matched[positive]] + 1, torch.zeros_like(negative)])
-        boxes = candidates[torch.cat([positive, negative])]
-        return Regions(boxes, labels, torch.cat([target["boxes"][matched[positive]], candidates[negative]]))
+        chosen = torch.cat([positive, negative])
+        objects = torch.cat([target["boxes"][matched[positive]], candidates[negative]])
+        return Regions(candidates[chosen], labels, objects, matched[chosen])
 
     def losses(self, images: Tensor, targets: list[dict]) -> dict[str, Tensor]:
         """Return the losses of the classes, and of the boxes of regions that hold an object."""
@@ -144,8 +146,11 @@ class RCNN(Detector):
 
     def region_losses(self, seen: Tensor, targets: list[dict]) -> dict[str, Tensor]:
         """Return them, with what `see` returned."""
-        chosen = [self.sample(target) for target in targets]
-        boxes, labels, objects = (torch.cat(parts) for parts in zip(*chosen, strict=True))
+        return self.losses_of_chosen(seen, [self.sample(target) for target in targets])
+
+    def losses_of_chosen(self, seen: Tensor, chosen: list[Regions]) -> dict[str, Tensor]:
+        """Return them, of regions of each image."""
+        boxes, labels, objects, _ = (torch.cat(parts) for parts in zip(*chosen, strict=True))
         scores, offsets = self.heads(self.features(seen, [regions.boxes for regions in chosen]))
         positive = labels.nonzero()[:, 0]
         offsets = offsets[positive, labels[positive] - 1]  # (R, K, 4) -> (positives, 4): those for its class

@@ -1,19 +1,23 @@
 """Find objects in pictures, with nothing but a checkpoint and the YAML that it was trained by.
 
 In the folder that one is in: `predictions.json` in COCO's format, with all boxes, in pixels of the picture as it is, and
-their scores; `predictions/`, the pictures with the boxes that are likely.
+their scores; `predictions/`, the pictures with the boxes that are likely. From a model that finds masks, too: in the file
+as `segmentation`, run lengths at the picture's size (`faster_coco_eval.core.mask.decode`), and drawn.
 """
 
 import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
+from faster_coco_eval.core import mask as run_lengths
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from callbacks.detections import COLORS
+from callbacks.detections import COLORS, opacity
 from datamodules.pictures import read_picture
+from lit_models.mask_rcnn import paste
 from runner.errors import InputError
 from runner.files import write_whole
 from runner.picture_files import PictureFiles
@@ -59,13 +63,16 @@ def tell_boxes(pictures: BoxFiles, found: list[dict[str, Tensor]]) -> None:
         for number, (path, (h, w), f) in enumerate(zip(pictures.read, pictures.sizes, found, strict=True), start=1):
             picture = Image.fromarray(read_picture(path))
             scale = torch.tensor([picture.width / w, picture.height / h] * 2)  # from the network's picture to this one
-            boxes = (f["boxes"].float().cpu() * scale).tolist()
-            objects = list(zip(boxes, f["labels"].tolist(), f["scores"].tolist(), strict=True))
+            boxes = f["boxes"].float().cpu() * scale
+            objects = list(zip(boxes.tolist(), f["labels"].tolist(), f["scores"].tolist(), strict=True))
             said["images"].append(
                 {"id": number, "file_name": str(path), "width": picture.width, "height": picture.height}
             )
-            for (x1, y1, x2, y2), label, score in objects:
+            masks = encode(f["mask_probabilities"].cpu(), boxes, picture.size) if "mask_probabilities" in f else []
+            for i, ((x1, y1, x2, y2), label, score) in enumerate(objects):
                 box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
+                if masks:
+                    box |= {"area": int(run_lengths.area(masks[i])), "segmentation": masks[i]}
                 about = {
                     "id": len(said["annotations"]) + 1,
                     "image_id": number,
@@ -73,7 +80,10 @@ def tell_boxes(pictures: BoxFiles, found: list[dict[str, Tensor]]) -> None:
                     "score": score,
                 }
                 said["annotations"].append(about | box)
-            likely = [o for o in objects if o[2] >= LIKELY]
+            likely = [o for o in objects if o[2] >= LIKELY]  # the first ones: they come best first
+            for rle, (_, label, _) in reversed(list(zip(masks, likely, strict=False))):
+                opaque = 255 * opacity(torch.from_numpy(run_lengths.decode(rle)).bool())  # (H, W)
+                picture.paste(COLORS[label % len(COLORS)], mask=Image.fromarray(opaque.astype(np.uint8)))
             draw(picture, likely, classes).save(FOLDER / f"{number:0{len(str(len(found)))}d}_{path.stem}.png")
             told = ", ".join(f"{classes[label]} {score:.2f}" for _, label, score in likely) or "nothing likely"
             print(f"{path!s:{width}}  {told}".encode(errors="replace").decode())
@@ -81,6 +91,19 @@ def tell_boxes(pictures: BoxFiles, found: list[dict[str, Tensor]]) -> None:
     except OSError as error:
         raise InputError(f"{Path(error.filename or FILE).absolute()} cannot be written: {error.strerror}") from None
     print(f"\nall boxes: {FILE.absolute()}\ndrawn, from a score of {LIKELY}: {FOLDER.absolute()}", file=sys.stdout)
+
+
+def encode(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict]:
+    """Return COCO's run lengths of masks (M, S, S) pasted at boxes (M, 4) into a picture of `size`, width and height.
+
+    (One after the other: those of a large picture would fill the memory.)
+    """
+    encoded = []
+    for mask, box in zip(masks.split(1), boxes.split(1), strict=True):
+        pixels = paste(mask, box, (size[1], size[0]))[0].numpy()  # (H, W)
+        rle = run_lengths.encode(np.asfortranarray(pixels, dtype=np.uint8))
+        encoded.append({"size": list(rle["size"]), "counts": rle["counts"].decode()})
+    return encoded
 
 
 def draw(picture: Image.Image, objects: list[tuple[list[float], int, float]], classes: list[str]) -> Image.Image:
