@@ -4,8 +4,8 @@ What was done before is a sliding window: the class of a pixel is that of a crop
 network. Neighbours' crops share almost all of their pixels, so almost all of the work is done again and again. For the
 network of shapes_fcn.yaml, on 128 x 128 pixels, with crops of 64 x 64:
 
-    sliding window    16,384 passes of 13.3 million multiply-adds    218 billion
-    convolutional     1 pass                                         53.3 million, 1/4,096 of it
+    sliding window    16,384 passes of 48.1 million multiply-adds    788 billion
+    convolutional     1 pass                                         192.5 million, 1/4,096 of it
 
 Shapes: B batch, C channels, H height, W width, D maps of a layer, h and w their sides, K classes, r a factor.
 """
