@@ -5,6 +5,9 @@ import pickle
 import signal
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: before anything imports torch
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 from mask_files import write_carvana, write_membrane, write_pets, write_voc_segmentation

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import re
 import shutil
 import time
@@ -338,11 +339,12 @@ class TestPage:
         path = tmp_path / "compare.html"
         assert main([str(tmp_path / "runs"), "--html", str(path)]) == 0
         assert path.stat().st_size < 20e6
+        most = 12 if "PYTEST_XDIST_WORKER" in os.environ else 3  # seconds: on its own; other workers add to them
         for _ in range(3):  # what else the machine does can only add to the time
             page, seconds = open_page(path)
-            if seconds < 3:
+            if seconds < most:
                 break
-        assert seconds < 3
+        assert seconds < most
         assert page.locator("#results tbody tr").count() == 10
         assert curves(page) == (2 * runs if runs == 10 else runs)  # of many, the training curves wait to be asked for
 
