@@ -114,7 +114,7 @@ def measure(name: str, seed: int) -> tuple[dict | None, str]:
         receipt = json.loads((ROOT / run / "receipt.json").read_text())
         told = ("metrics", "parameters", "epochs", "checkpoint", "data", "precision", "devices", "versions", "git")
         record = {"experiment": name, "seed": seed, "key": before, **{k: receipt[k] for k in told}}
-        record["data"] = {**record["data"], "source": re.sub(r"(in|of) /.*/", r"\1 ", record["data"]["source"])}
+        record["data"] = {**record["data"], "source": re.sub(r"/\S*/", "", record["data"]["source"])}
         record["seconds"] = {**receipt["seconds"], "whole": round(time.perf_counter() - began, 1)}
         return record, ""
     except (OSError, ValueError, KeyError) as error:

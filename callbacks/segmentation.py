@@ -59,7 +59,7 @@ class SegmentationPictures(Callback):
         shares = (wrong / of.clamp(min=1)).tolist()
         new = dict(enumerate(zip(shares, images, masks, outputs, strict=True), start=self.tested))
         worst, drawn = self._choose({n: sample[0] for n, sample in (self.kept | new).items()})
-        self.kept = {n: self.kept.get(n) or _sample(*new[n]) for n in worst + drawn}
+        self.kept = {n: self.kept.get(n) or _sample(trainer.datamodule, *new[n]) for n in worst + drawn}
         self.tested += len(masks)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -115,12 +115,21 @@ def _greatest_near(numbers: Tensor, width: int) -> Tensor:
     return F.max_pool2d(columns, (1, 2 * width + 1), stride=1, padding=(0, width))
 
 
-def _sample(wrong: float, *tensors: Tensor) -> Sample:
-    """Copy a picture of a batch to the CPU, without what pads it: image (C, H, W), mask and predicted (H, W)."""
+def _sample(data, wrong: float, *tensors: Tensor) -> Sample:
+    """Copy a picture of a batch to the CPU, without what pads it: image (C, H, W), mask and predicted (H, W).
+
+    Its colours are those of the file, if the data module says by which mean and deviation they were normalised.
+    """
     image, mask, predicted = (tensor.cpu() for tensor in tensors)
     there = (mask != IGNORE) | (image != 0).any(dim=0)  # (H, W); an outline at the picture's edge is ignored, too
     height, width = (int(there.any(dim=d).nonzero().max()) + 1 if there.any() else there.shape[1 - d] for d in (1, 0))
-    image = 255 * pixels(image[:, :height, :width].float())  # (h, w, 3), or (h, w) of one channel
+    image = image[:, :height, :width].float()
+    mean, std = (torch.tensor(getattr(data, name, ())).reshape(-1, 1, 1) for name in ("mean", "std"))
+    if len(mean) == len(image):
+        image = (image * std + mean).clamp(0, 1).permute(1, 2, 0).squeeze(-1).numpy()
+    else:
+        image = pixels(image)
+    image = 255 * image  # (h, w, 3), or (h, w) of one channel
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=2)
     mask, predicted = (t[:height, :width].numpy().astype(np.uint8) for t in (mask, predicted))

@@ -37,7 +37,8 @@ class ImageMasks(MaskFiles):
         split_seed: of the generator that draws them; not the run's seed.
         classes: names of the classes, the background's first.
         mask_values: `binary`: what is black is background, all else is foreground; `index`: a pixel's grey value, or its
-            index in the palette, is the number of its class, 255 of none. None: binary if there are two classes.
+            index in the palette, is the number of its class, 255 of none. None: binary if there are two classes, and all
+            grey masks have one value beside black.
         invert: whether in binary masks black is the foreground.
         files: arguments of `MaskFiles`.
     """
@@ -75,6 +76,8 @@ class ImageMasks(MaskFiles):
                 raise InputError(f"{prefix}images and {prefix}masks are the same files: {of_images}")
         if not 2 <= len(classes) <= NO_CLASS or len({*classes}) < len(classes):
             raise InputError(f"classes must be 2 to {NO_CLASS} different names, the background's first, got {classes}")
+        if test_images and test_size is not None:
+            raise InputError("test_images or test_size, not both")
         binary = (mask_values or ("binary" if len(classes) == 2 else "index")) == "binary"
         if binary and len(classes) != 2:
             raise InputError(f"mask_values: binary masks have 2 classes, not {len(classes)}")
@@ -86,7 +89,8 @@ class ImageMasks(MaskFiles):
         self.val_size, self.test_size, self.split_seed = val_size, test_size, split_seed
         self.classes = tuple(classes)
         indices = {k: k for k in range(len(classes))} | {IGNORE: IGNORE}
-        self.coding = Coding({0: int(invert), 1: int(not invert)}, by_color=True) if binary else Coding(indices)
+        by_color = Coding({0: int(invert), 1: int(not invert)}, by_color=True, is_guess=mask_values is None)
+        self.coding = by_color if binary else Coding(indices)
 
     def find(self) -> dict[str, list[Pair]]:
         """Pair the files, and draw what is to be validated or tested on, if it is not given."""

@@ -45,15 +45,16 @@ from runner.errors import InputError, one_line
 
 NO_CLASS = 254
 NEAREST = (cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT)
+LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")  # formats that may not keep a pixel's value
 
 
 class Coding(NamedTuple):
     """What a mask's pixels mean."""
 
     classes: dict[int, int]  # the class of each number that a pixel may have
-    by_color: bool = (
-        False  # whether that number is 0 of black pixels, and 1 of all others; else palettes count as indices
-    )
+    # whether that number is 0 of black pixels, and 1 of all others; else palettes count as indices
+    by_color: bool = False
+    is_guess: bool = False  # nobody said so: then there must be one value beside black
 
 
 class Pair(NamedTuple):
@@ -93,7 +94,7 @@ class MaskFiles(LightningDataModule):
         normalize: mean and standard deviation of red, green and blue, of pixels in [0, 1]; None leaves them there. With
             one channel, the mean of the three is meant.
         batch_size: pictures in a training batch.
-        eval_batch_size: pictures in a batch of validation and test.
+        eval_batch_size: pictures in a batch of validation and test, if they are of one size; else they come one by one.
         num_workers: processes that read pictures, for training and for validation; auto: one for each CPU,
             8 at most, and no more than there are whole batches.
         in_memory: whether decoded and scaled pictures are kept in memory: if there are few, but large ones.
@@ -160,9 +161,15 @@ class MaskFiles(LightningDataModule):
         checked = iter(check_pairs([pair for pairs in parts.values() for pair in pairs], self.coding))
         content, digests = "", {}
         for part, pairs in parts.items():
+            occurs = np.zeros(256, bool)
             for i, pair in enumerate(pairs):
-                pairs[i], digests[pair.image], mask_digest = next(checked)
+                pairs[i], digests[pair.image], mask_digest, there = next(checked)
                 content += f"{part} {pair.name} {digests[pair.image]} {mask_digest}\n"
+                occurs |= there
+            if part != "test":
+                self._check_occurring(part, occurs)
+        if not self.coding.by_color and any(p.mask.suffix.lower() == ".gif" for ps in parts.values() for p in ps):
+            warnings.warn("what writes a GIF may number its colours anew: classes are safer in PNG", stacklevel=1)
         self.fingerprint = hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
         warn_of_leaks({part: {"": [pair.image for pair in pairs]} for part, pairs in parts.items()}, digests)
         if self.no_test:
@@ -176,6 +183,15 @@ class MaskFiles(LightningDataModule):
         train_set[0]  # what is wrong with the augmentation shows before a run is begun
         self.train_set = train_set
 
+    def _check_occurring(self, part: str, occurs: np.ndarray) -> None:
+        """Check that masks have background and foreground; `occurs` (256,) tells which classes there are."""
+        missing = "background" if not occurs[0] else "foreground" if not occurs[1 : len(self.classes)].any() else ""
+        if missing:
+            raise InputError(
+                f"no mask of {part} has a pixel of {missing} (classes {', '.join(self.classes)}): look at what the masks' "
+                f"values mean, and at what is to be {part}"
+            )
+
     # -- loaders -----------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader:
@@ -184,11 +200,16 @@ class MaskFiles(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Batches in order."""
-        return self._loader(self.val_set, self.eval_batch_size)
+        return self._loader(self.val_set, self._eval_size(self.val_set))
 
     def test_dataloader(self) -> DataLoader:
         """Batches in order."""
-        return self._loader(self.test_set, self.eval_batch_size)
+        return self._loader(self.test_set, self._eval_size(self.test_set))
+
+    def _eval_size(self, dataset: "Masks") -> int:
+        """Return pictures in a batch: 1 if they differ in size, since what pads one changes what is said at its edge."""
+        one_size = self.image_size or len({(pair.height, pair.width) for pair in dataset.pairs}) == 1
+        return self.eval_batch_size if one_size else 1
 
     def on_after_batch_transfer(self, batch: tuple[Any, Any], dataloader_idx: int) -> tuple[Tensor, Any]:
         """Make a batch of normalised floats (B, C, H, W) and classes (B, H, W), on the device."""
@@ -321,6 +342,8 @@ class Masks(Dataset):
     ):
         self.pairs, self.coding, self.size, self.channels = pairs, coding, size, channels
         self.augment, self.repeat = augment, repeat
+        self.known = np.zeros(256, bool)  # classes that a pixel may have
+        self.known[[*coding.classes.values(), IGNORE]] = True
 
     def __len__(self) -> int:
         return self.repeat * len(self.pairs)
@@ -343,6 +366,9 @@ class Masks(Dataset):
         if self.augment is None:
             return image, mask
         drawn = augmented(self.augment, self.pairs[i].image, epoch_seed(epoch, 1, index), image=image, mask=mask)
+        if not (is_known := self.known[drawn["mask"]]).all():
+            number = drawn["mask"][~is_known][0]
+            raise PictureError(f"augment makes pixels of class {number} in {self.pairs[i].mask}: see its fill_mask")
         return drawn["image"], drawn["mask"]
 
     def _read(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
@@ -371,9 +397,7 @@ def read_mask(path: Path, coding: Coding, size: tuple[int, int] | None = None) -
     """
     try:
         numbers, table = _decode(Path(path).read_bytes(), coding)
-        if (
-            size
-        ):  # _EXACT: as torchvision and PIL do, from the middle of the pixels; plain INTER_NEAREST is half a pixel off
+        if size:  # _EXACT: as torchvision and PIL do, from the middle of pixels; INTER_NEAREST is half a pixel off
             numbers = cv2.resize(numbers, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         classes = cv2.LUT(numbers, table)
         if (none := classes == NO_CLASS).any():
@@ -406,6 +430,8 @@ def _decode(content: bytes, coding: Coding) -> tuple[np.ndarray, np.ndarray]:
     if pixels.ndim != 2 or pixels.dtype.kind not in "bui":
         raise ValueError(f"its pixels are of a kind that tells no classes ({image.mode}): save it as a grey PNG")
     if pixels.dtype.itemsize > 1:  # of 16 or 32 bits
+        if pixels.min() < 0:
+            raise ValueError(f"it has pixels of {pixels.min()}")
         if not coding.by_color and pixels.max() > 255:
             raise ValueError(f"it has pixels of class {pixels.max()}")
         pixels = np.minimum(pixels, 255)
@@ -415,19 +441,24 @@ def _decode(content: bytes, coding: Coding) -> tuple[np.ndarray, np.ndarray]:
     table[[*coding.classes]] = [*coding.classes.values()]
     if coding.by_color:
         is_bright = np.arange(256) > 0
-        if opened.format == "JPEG":  # which is not exact
+        if opened.format in LOSSY:
             is_bright = np.arange(256) >= 128
         elif image.mode == "P":
             palette = np.array(image.getpalette()).reshape(-1, 3)
             is_bright[: len(palette)] = palette.any(axis=1)
+        elif coding.is_guess and len(values := np.unique(numbers[numbers > 0])) > 1:
+            raise ValueError(
+                f"it has pixels of {values[0]} and of {values[-1]}: say whether mask_values are binary (all but black is "
+                "foreground), or index (255 then counts as nothing)"
+            )
         table = table[is_bright.astype(int)]
-    elif opened.format == "JPEG":
-        raise ValueError("JPEG does not keep classes as they are: save it as PNG")
+    elif opened.format in LOSSY:
+        raise ValueError(f"{opened.format} does not keep classes as they are: save it as PNG")
     return numbers, table
 
 
-def check_pairs(pairs: Sequence[Pair], coding: Coding) -> list[tuple[Pair, str, str]]:
-    """Read every picture and mask; return the pairs with their sizes, and the SHA-256 of both files.
+def check_pairs(pairs: Sequence[Pair], coding: Coding) -> list[tuple[Pair, str, str, np.ndarray]]:
+    """Read every picture and mask; return the pairs with their sizes, the SHA-256 of both files, and the classes there are.
 
     Raises:
         InputError: some cannot be used, or differ in size; tells how many, and names the first.
@@ -441,19 +472,20 @@ def check_pairs(pairs: Sequence[Pair], coding: Coding) -> list[tuple[Pair, str, 
     return checked
 
 
-def _check_pair(pair: Pair, coding: Coding) -> tuple[Pair, str, str] | str:
+def _check_pair(pair: Pair, coding: Coding) -> tuple[Pair, str, str, np.ndarray] | str:
     digest, reason = check_picture(pair.image)
     if reason:
         return f"{pair.image} cannot be read: {reason}"
     try:
-        height, width = read_mask(pair.mask, coding).shape
+        mask = read_mask(pair.mask, coding)
+        height, width = mask.shape
         mask_digest = hashlib.sha256(pair.mask.read_bytes()).hexdigest()
     except (PictureError, OSError) as error:
         return str(error)
     size = picture_size(pair.image)
     if size != (width, height):
         return f"{pair.mask} has {width} x {height} pixels, and {pair.image} {size[0]} x {size[1]}"
-    return pair._replace(height=height, width=width), digest, mask_digest
+    return pair._replace(height=height, width=width), digest, mask_digest, np.bincount(mask.ravel(), minlength=256) > 0
 
 
 def split(
@@ -473,7 +505,7 @@ def split(
     counts = {}
     for part, size in (("val", val_size), ("test", test_size)):
         if size is not None:
-            if size <= 0 or (size > 1 and size % 1):
+            if not size > 0 or (size > 1 and size % 1):  # NaN is not above 0
                 raise InputError(f"{part}_size is how many pictures, from 1, or a share below 1, got {size}")
             counts[part] = int(size) if size >= 1 else max(1, round(size * len(pairs)))
     if sum(counts.values()) >= len(pairs):
@@ -503,7 +535,12 @@ def for_masks(step: str | dict) -> str | dict:
         raise InputError(f"augment: {name}: mask_interpolation would mix classes: leave it out")
     if isinstance(arguments.get("transforms"), list):  # of OneOf, SomeOf, Sequential
         arguments["transforms"] = [for_masks(inner) for inner in arguments["transforms"]]
-    fill = signature(TRANSFORMS[name].__init__).parameters.get("fill_mask")
+    known = signature(TRANSFORMS[name].__init__).parameters
+    if "area_for_downscale" in known:  # it resizes: plain INTER_NEAREST, its default, is half a pixel off the picture
+        arguments = {"mask_interpolation": cv2.INTER_NEAREST_EXACT} | arguments
+        if arguments.get("area_for_downscale") == "image_mask":
+            raise InputError(f"augment: {name}: area_for_downscale image_mask would mix classes: use image")
+    fill = known.get("fill_mask")
     if fill is not None and fill.default == 0:  # None is of those that leave masks as they are
         arguments = {"fill_mask": IGNORE} | arguments
     return {name: arguments}

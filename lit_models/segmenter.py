@@ -134,8 +134,14 @@ class Segmenter(Task):
         return self.classes_of(self(batch[0])).to(torch.uint8)
 
     def on_validation_epoch_end(self) -> None:
-        """Log."""
-        self._log_overlap("val", self.val_overlap)
+        """Log.
+
+        Raises:
+            InputError: there is no foreground to choose the best epoch by.
+        """
+        _, dice = self._log_overlap("val", self.val_overlap)
+        if all(map(math.isnan, dice[1:])) and self.trainer.state.fn == "fit":
+            raise InputError("the masks of val have no foreground: there is nothing to choose the best epoch by")
 
     def on_test_epoch_end(self) -> None:
         """Log, with the IoU and the Dice of each class; of a class that occurs nowhere there is none."""

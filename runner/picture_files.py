@@ -43,7 +43,7 @@ class PictureFiles(LightningDataModule):
 
     def predict_dataloader(self) -> Iterator[tuple[Tensor, None]]:
         """Yield batches of what can be read: images (B, C, H, W) uint8, and no labels."""
-        size = getattr(self.data, "eval_batch_size", 64)
+        size = self.batch_size
         hidden = None if self.show_progress else True  # None: where there is no terminal
         with tqdm(total=len(self.paths), leave=False, disable=hidden, delay=2) as bar, ThreadPoolExecutor() as threads:
             for start in range(0, len(self.paths), size):
@@ -58,6 +58,11 @@ class PictureFiles(LightningDataModule):
                 self.bright += sum(map(_is_grey_with_bright_border, images))
                 if images:
                     yield self.batch(images)
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures in a batch."""
+        return getattr(self.data, "eval_batch_size", 64)
 
     def batch(self, images: list[Tensor]) -> tuple[Tensor, None]:
         """Make a batch of what was read."""

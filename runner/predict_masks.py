@@ -29,13 +29,20 @@ TABLE, FOLDER, OVERLAYS = Path("predictions.csv"), Path("predictions"), Path("pr
 
 
 class UnmaskedFiles(PictureFiles):
-    """Pictures from files for a segmenter, a batch at a time; where they differ in size, the data module pads them."""
+    """Pictures from files for a segmenter, a batch at a time; one by one if they are not scaled to one size.
+
+    (What pads a picture to the batch's size would change what is said at its edge; and large ones take memory.)
+    """
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.sizes: list[
-            tuple[int, int]
-        ] = []  # height and width of each picture as the network gets it, but for padding
+        # height and width of each picture as the network gets it
+        self.sizes: list[tuple[int, int]] = []
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures in a batch."""
+        return super().batch_size if getattr(self.data, "image_size", None) else 1
 
     def batch(self, images: list[Tensor]) -> tuple[Tensor | list[Tensor], None]:
         """Make a batch of what was read: images (C, h, w) uint8."""

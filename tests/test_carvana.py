@@ -677,3 +677,83 @@ def test_the_benchmark_pairs_the_ways_and_a_mistake_is_one_line(tmp_path, monkey
             assert any(name in line and words in line for line in out.splitlines())
     assert masks_speed.main(["--rounds", "0"]) == 2
     assert capsys.readouterr().err == "error: --rounds, --pictures and --width start at 1, --workers at 0\n"
+
+
+# -- what would be wrong without a word --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"RandomScale": {"scale_limit": [-0.5, 1.0], "p": 1}},
+        {"RandomResizedCrop": {"size": [50, 70], "scale": [0.5, 1]}},
+        {"Resize": {"height": 33, "width": 90}},
+    ],
+)
+def test_a_resized_mask_lies_on_its_picture(tmp_path, step):
+    rows, columns = np.mgrid[:96, :128]
+    disc = ((rows - 47) ** 2 + (columns - 60) ** 2 < 30**2).astype(np.uint8)
+    for folder, suffix in (("train_images", ".jpg"), ("train_masks", "_mask.gif")):
+        (tmp_path / folder).mkdir()
+        for i in range(8):
+            Image.fromarray(255 * disc).save(
+                tmp_path / folder / f"{i}{suffix}", **({"quality": 100} if "jpg" in suffix else {})
+            )
+    data = ready(tmp_path, augment=[step], repeat=4)
+    off = []
+    for image, mask in data.train_set:
+        places = [np.argwhere(there).mean(axis=0) for there in (image[..., 0] > 127, mask == 1)]
+        off.append(places[0] - places[1])
+    assert np.abs(np.mean(off, axis=0)).max() < 0.15  # plain INTER_NEAREST: 0.5
+
+
+def test_what_mixes_classes_is_refused(cars):
+    said = refused(cars, augment=[{"Resize": {"height": 9, "width": 9, "area_for_downscale": "image_mask"}}])
+    assert "area_for_downscale image_mask would mix classes" in said
+
+
+def test_a_class_that_augmentation_makes_up_is_told(cars):
+    with pytest.raises(PictureError, match=r"makes pixels of class 7 in .*_mask\.gif: see its fill_mask"):
+        epoch_of(ready(cars, augment=[{"Rotate": {"limit": [30, 35], "p": 1, "fill_mask": 7}}]))
+
+
+class TestMeaning:
+    """Two classes, and nobody said what the masks' values mean."""
+
+    def of(self, folder: Path, *values: int) -> str:
+        pixels = np.resize(np.array(values, np.uint8), (20, 30))
+        for mask in (folder / "train_masks").iterdir():
+            Image.fromarray(pixels).save(mask.with_suffix(".png"))
+            mask.unlink()
+        return refused(folder, masks=f"{folder}/train_masks/{{}}_mask.png")
+
+    def test_void_is_not_foreground(self, cars):
+        said = self.of(cars, 0, 1, 255)
+        assert "pixels of 1 and of 255: say whether mask_values are binary" in said
+
+    def test_classes_counted_from_1_leave_no_background(self, cars):
+        assert "no mask of train has a pixel of background" in self.of(cars, 2)
+
+    def test_masks_that_are_black(self, cars):
+        assert "no mask of train has a pixel of foreground" in self.of(cars, 0)
+
+    def test_said_they_are_read(self, cars):
+        self.of(cars, 0, 1, 255)
+        data = ready(cars, masks=f"{cars}/train_masks/{{}}_mask.png", mask_values="index")
+        assert {0, 1, IGNORE} == {*np.unique(data.train_set[0][1])}
+
+
+def test_a_lossy_webp_is_read_as_the_nearer(tmp_path):
+    soft = cv2.GaussianBlur(WHERE.astype(np.uint8) * 255, (3, 3), 0)
+    Image.fromarray(soft).save(tmp_path / "mask.webp", quality=80)
+    found = read_mask(tmp_path / "mask.webp", BINARY)
+    assert 0.7 < found.sum() / WHERE.sum() < 1.3
+    with pytest.raises(PictureError, match="WEBP does not keep classes"):
+        read_mask(tmp_path / "mask.webp", INDEX)
+
+
+def test_pictures_to_test_on_are_told_once(cars):
+    said = refused(
+        cars, test_images=f"{cars}/train_images/*.jpg", test_masks=f"{cars}/train_masks/{{}}_mask.gif", test_size=2
+    )
+    assert said == "test_images or test_size, not both"

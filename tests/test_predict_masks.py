@@ -69,7 +69,7 @@ def rows() -> list[dict]:
 
 def test_masks_say_what_the_model_says(run, folder, capsys):
     capsys.readouterr()
-    assert main(words(run, folder, "--data.eval_batch_size=1")) == 0
+    assert main(words(run, folder)) == 0
     table = rows()
     assert list(table[0]) == ["file", "mask", *(f"share_{name}" for name in CLASSES), "error"]
     assert [row["mask"] for row in table] == [f"predictions/{name}.png" for name in ("1_1 as it is", "2_2", "3_turned")]
@@ -104,7 +104,16 @@ def test_masks_say_what_the_model_says(run, folder, capsys):
     assert f"masks: {Path('predictions').absolute()}" in out
 
 
-def test_pictures_of_different_sizes_in_a_batch(run, folder, capsys):
+def test_what_is_said_of_a_picture_does_not_depend_on_others(run, folder):
+    paths = sorted(folder.iterdir())
+    together = []
+    for chosen in (paths, paths[1:2]):
+        assert main(words(run, *chosen)) == 0
+        together.append({row["file"]: Path(row["mask"]).read_bytes() for row in rows()})
+    assert together[0][str(paths[1])] == together[1][str(paths[1])]
+
+
+def test_pictures_of_different_sizes_one_of_them_none(run, folder, capsys):
     (folder / "no.png").write_bytes(b"nothing")
     capsys.readouterr()
     assert main(words(run, folder)) == 0

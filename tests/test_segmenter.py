@@ -2,6 +2,7 @@
 
 import functools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -484,3 +485,14 @@ def test_a_checkpoint_made_from_python_holds_plain_types_and_loads_again(tmp_pat
     images = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(again(images), model.eval()(images))
     assert again.loss_name == "bce_dice"
+
+
+def test_there_must_be_foreground_to_choose_the_best_epoch_by(monkeypatch):
+    model, nothing = UNet(1, features=(4,)), torch.zeros(1, 8, 8, dtype=torch.int64)
+    monkeypatch.setattr(model, "log", lambda *_, **__: None)
+    model._trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))
+    model.val_overlap.update(nothing, nothing + (torch.arange(8) > 5))
+    model.on_validation_epoch_end()
+    model.val_overlap.update(nothing, nothing)
+    with pytest.raises(InputError, match="masks of val have no foreground"):
+        model.on_validation_epoch_end()

@@ -56,14 +56,21 @@ def test_val_is_tested_and_validation_is_drawn_from_train(folder, monkeypatch):
     assert [pair.name for pair in ready(val_size=2).val_set.pairs] == names
 
 
-def test_a_batch_of_several_sizes_and_one_of_crops(folder):
+def test_a_batch_of_crops_one_of_several_sizes_and_in_evaluation_one_by_one(folder):
     data = ready(batch_size=8, crop=(64, 40), eval_batch_size=3)
     data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(dtype=torch.float32))
     images, masks = next(iter(data.train_dataloader()))
     assert (images.shape, masks.shape) == ((7, 3, 64, 40), (7, 64, 40))
     assert (masks == IGNORE).sum(dim=(1, 2)).ge(16 * 40).all()  # the pictures are 48 high
-    images, masks = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
-    assert (images.shape, masks.shape) == ((3, 3, 48, 61), (3, 48, 61))
+    assert [tuple(images.shape[:1]) for images, _ in data.test_dataloader()] == [(1,)] * 3
+    data = ready(batch_size=8)
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(dtype=torch.float32))
+    sizes = {(pair.height, pair.width) for pair in data.train_set.pairs}
+    assert len(sizes) > 1
+    images, masks = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    height, width = (max(size[i] for size in sizes) for i in (0, 1))
+    assert (images.shape, masks.shape) == ((7, 3, height, width), (7, height, width))
+    assert (masks == IGNORE).any(dim=2).any(dim=1).sum() > 0
 
 
 def test_it_is_downloaded_if_it_is_not_there_whole(folder, tmp_path, monkeypatch, capsys):
