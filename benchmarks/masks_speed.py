@@ -34,7 +34,7 @@ from torchvision.transforms import v2
 from datamodules.carvana import ImageMasks
 from datamodules.files import data_dir
 from datamodules.image_folder import available_cpus
-from datamodules.masks import IGNORE, Pair
+from datamodules.mask_files import IGNORE, Pair
 from runner.errors import InputError
 
 BATCH = 16

@@ -10,7 +10,8 @@ from typing import Literal
 
 from datamodules.class_folders import some
 from datamodules.files import data_dir
-from datamodules.masks import IGNORE, NO_CLASS, Coding, MaskFiles, Pair, split
+from datamodules.mask_files import IGNORE, NO_CLASS, Coding, Pair
+from datamodules.masks import MaskFiles, split
 from runner.errors import InputError, did_you_mean
 
 PARTS = ("train", "val", "test")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from datamodules.files import data_dir
-from datamodules.masks import IGNORE, Coding, DownloadedMasks
+from datamodules.mask_files import IGNORE, Coding
+from datamodules.masks import DownloadedMasks
 from datamodules.voc import CLASSES
 
 

@@ -20,7 +20,8 @@ from test_train import assert_same_run, receipt
 from torchvision.transforms import v2
 
 from datamodules.carvana import ImageMasks, find_files
-from datamodules.masks import Coding, Pair, pad_masks, read_image, read_mask, split
+from datamodules.mask_files import Coding, Pair, read_image, read_mask
+from datamodules.masks import pad_masks, split
 from datamodules.pictures import PictureError
 from lit_models.segmenter import IGNORE
 from lit_models.unet import UNet
