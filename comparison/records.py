@@ -14,7 +14,7 @@ from runner.history import read_history
 
 RUN_NAME = re.compile(r"\d{8}-\d{6}-s\d+-[a-z0-9]{8}")
 FILES = ("receipt.json", "config.yaml", "metrics.csv", "last.ckpt")
-NOT_RUNS = ("wandb", "sweeps")  # what else there is in a runs folder
+NOT_RUNS = ("wandb", "sweeps", "judges")  # what else there is in a runs folder
 
 # Where and how fast a run was made is no difference between experiments; nor is the seed, over which they are averaged.
 NO_DIFFERENCE = re.compile(

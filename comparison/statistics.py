@@ -11,7 +11,21 @@ from comparison.records import Record
 
 LEVEL = 0.95
 # How metrics' names begin of which less is better; of all others, more is.
-LESS_IS_BETTER = ("loss", "mse", "rmse", "mae", "nll", "perplexity", "nelbo", "cross_entropy", "error", "fid")
+LESS_IS_BETTER = (
+    "loss",
+    "mse",
+    "rmse",
+    "mae",
+    "nll",
+    "perplexity",
+    "bits",
+    "nelbo",
+    "cross_entropy",
+    "error",
+    "frechet",
+    "recon",
+    "kl",
+)
 
 
 @dataclass

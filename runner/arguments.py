@@ -1,5 +1,7 @@
 """The command line, as far as it can be judged without torch, so that a typo is told in a fraction of a second."""
 
+from __future__ import annotations  # so that --doctor runs on a Python that is too old, and says so
+
 import itertools
 import os
 import re
@@ -7,10 +9,13 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runner.errors import InputError, did_you_mean, existing_file
+from runner.errors import DamagedError, InputError, did_you_mean, existing_file
 from runner.files import PICTURE_SUFFIXES, files_below, list_yaml, list_yaml_names, read_yaml
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+# what goes with a prompt: a number's kind, and the least that it may be
+PROMPT = {"--prompt": (str, 0), "--length": (int, 1), "--temperature": (float, 0), "--top_k": (int, 1)}
 
 HELP = """\
 Train one experiment, test its best checkpoint, and leave a run that can be trusted.
@@ -21,10 +26,12 @@ Train one experiment, test its best checkpoint, and leave a run that can be trus
   python train.py experiments/mnist_mlp.yaml --print_config            every key there is, with its value
   python train.py experiments/mnist_mlp.yaml --ckpt RUN/best.ckpt      only test
   python train.py RUN/config.yaml --ckpt RUN/best.ckpt --predict PATH  tell what is in a picture, or in all of a folder
+  python train.py RUN/config.yaml --ckpt RUN/best.ckpt --prompt TEXT   go on writing; --length, --temperature, --top_k
   python train.py --resume RUN                                         go on from RUN/last.ckpt
   python train.py --verify RUN/receipt.json                            test again, and compare with what it says
   python train.py RUN/config.yaml                                      the same run again
   python train.py --list [WORD]                                        what each experiment is, of those with WORD in it
+  python train.py --doctor                                             versions, devices, data, disks: for a bug report
 
 RUN is a run's folder, such as runs/mnist_mlp/20261122-031023-s42-5coah8hx.
 
@@ -35,6 +42,23 @@ environment:
 
 experiments:
 """
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text for a language model to continue.
+
+    Attributes:
+        text: what to begin with.
+        length: how many characters to write.
+        temperature: from 0, which takes the most probable one, by way of 1, the model's own probabilities.
+        top_k: only the k most probable characters may be drawn; None: all.
+    """
+
+    text: str
+    length: int = 500
+    temperature: float = 1.0
+    top_k: int | None = None
 
 
 @dataclass
@@ -48,7 +72,8 @@ class Arguments:
         ckpt: a checkpoint to test, or to predict with, instead of training.
         resume: the folder of a run to go on with.
         verify: a receipt to hold against a new test.
-        predict: pictures to tell what is in.
+        predict: pictures or texts to tell what is in, or a prompt to continue.
+        doctor: whether to look at the machine, and at no experiment.
     """
 
     config: Path
@@ -57,7 +82,8 @@ class Arguments:
     ckpt: Path | None = None
     resume: Path | None = None
     verify: Path | None = None
-    predict: list[Path] = field(default_factory=list)
+    predict: list[Path] | Prompt = field(default_factory=list)
+    doctor: bool = False
 
 
 def parse(argv: list[str]) -> Arguments | None:
@@ -72,8 +98,14 @@ def parse(argv: list[str]) -> Arguments | None:
     if "-h" in argv or "--help" in argv:
         print(help_text())
         return None
+    if any(word.partition("=")[0] == "--doctor" for word in argv):
+        if argv != ["--doctor"]:
+            raise InputError("--doctor looks at this machine, not at an experiment: give it nothing else")
+        return Arguments(EXPERIMENTS, "", doctor=True)
 
     experiments, options, overrides = [], {}, []
+    if any(word.partition("=")[0] == "--prompt" for word in argv):
+        argv = [word for word in argv if word != "--predict"]  # which may stand beside it, and says no more
     words = iter(argv)
     for word in words:
         if not word.startswith("-"):
@@ -90,7 +122,7 @@ def parse(argv: list[str]) -> Arguments | None:
             value = next(words, None)
             if value is None:
                 raise InputError(f"{key} needs a value")
-        if key in ("--ckpt", "--resume", "--verify", "--predict"):
+        if key in ("--ckpt", "--resume", "--verify", "--predict", *PROMPT):
             if key in options:
                 raise InputError(f"{key} is given twice")
             options[key] = value
@@ -99,7 +131,7 @@ def parse(argv: list[str]) -> Arguments | None:
         else:
             overrides += [key, value]
 
-    pictures = []
+    prompt, pictures = _pop_prompt(options), []
     if "--predict" in options:
         if options.keys() != {"--predict", "--ckpt"}:
             raise InputError("--predict needs a trained model: give it --ckpt RUN/best.ckpt, not --resume or --verify")
@@ -130,7 +162,29 @@ def parse(argv: list[str]) -> Arguments | None:
     if resume and experiments and _experiment_name(existing_file(experiments[0], "experiment", ".yaml")) != name:
         raise InputError(f"{resume} is a run of {name}, not of {experiments[0]}")
     ckpt = checkpoint_file(options["--ckpt"]) if "--ckpt" in options else None
-    return Arguments(config, name, overrides, ckpt, resume, predict=find_pictures(pictures))
+    return Arguments(config, name, overrides, ckpt, resume, predict=prompt or find_pictures(pictures))
+
+
+def _pop_prompt(options: dict[str, str]) -> Prompt | None:
+    """Take what is about a prompt out of the options; None if nothing is."""
+    given = {key: options.pop(key) for key in PROMPT if key in options}
+    if not given:
+        return None
+    if "--prompt" not in given:
+        raise InputError(f"{next(iter(given))} is about a text to continue: it goes with --prompt TEXT")
+    if options.keys() != {"--ckpt"}:
+        raise InputError("--prompt needs a trained model: give it --ckpt RUN/best.ckpt, and nothing else to do")
+    numbers = {}
+    for key, (kind, least) in PROMPT.items():
+        if key != "--prompt" and key in given:
+            try:
+                numbers[key[2:]] = number = kind(given[key])
+            except ValueError:
+                number = None
+            if number is None or not least <= number < float("inf"):
+                what = "a whole number" if kind is int else "a number"
+                raise InputError(f"{key}: {what} from {least}, got {given[key]!r}")
+    return Prompt(given["--prompt"], **numbers)
 
 
 def help_text() -> str:
@@ -198,20 +252,23 @@ def check_name(name: str) -> str:
 
 def _run_folder(path: str) -> Path:
     folder = Path(path).resolve()
-    if folder.name in ("last.ckpt", "best.ckpt", "config.yaml"):
+    if folder.name in ("last.ckpt", "previous.ckpt", "best.ckpt", "config.yaml"):
         folder = folder.parent
     if not folder.is_dir():
         hint = did_you_mean(folder.name, (p.name for p in folder.parent.glob("*/"))) if folder.parent.is_dir() else ""
         raise InputError(f"run {folder} does not exist{hint}")
-    for file in ("config.yaml", "last.ckpt"):
-        if not (folder / file).is_file():
-            raise InputError(f"{folder} cannot be resumed: it has no {file}")
-    checkpoint_file(str(folder / "last.ckpt"))
+    if not (folder / "config.yaml").is_file():
+        raise InputError(f"{folder} cannot be resumed: it has no config.yaml")
     return folder
 
 
 def checkpoint_file(path: str) -> Path:
-    """Return a checkpoint's path; raise InputError for a URL, or what is no whole checkpoint as far as torch is not needed."""
+    """Return a checkpoint's path, as far as it can be judged without torch.
+
+    Raises:
+        DamagedError: it is not whole.
+        InputError: it is a URL, or there is no such file.
+    """
     if "://" in path:
         raise InputError(
             f"checkpoint {path} is a URL: download it yourself, look where it comes from, then name the file"
@@ -219,5 +276,5 @@ def checkpoint_file(path: str) -> Path:
     file = existing_file(path, "checkpoint", ".ckpt")
     if not zipfile.is_zipfile(file):
         size = os.path.getsize(file)
-        raise InputError(f"checkpoint {file} ({size:,} bytes) is cut short, or no checkpoint at all")
+        raise DamagedError(f"checkpoint {file} ({size:,} bytes) is cut short, or no checkpoint at all")
     return file

@@ -17,8 +17,10 @@ from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, check_logge
 from callbacks.progress import Bar
 from lit_models.pretrained import from_checkpoint
 from runner.arguments import Arguments, check_name
+from runner.checkpoints import has_last
 from runner.errors import InputError, one_line
 from runner.explain import explain, raised_in_init
+from runner.precision import check_clipping, put_right
 
 ROOT = Path(__file__).parent.parent
 
@@ -99,7 +101,7 @@ class Experiment(LightningCLI):
     @property
     def has_checkpoint(self) -> bool:
         """Whether the weights come from a checkpoint: then no others are looked for."""
-        return bool(self.arguments.ckpt or self.arguments.resume or self.arguments.verify)
+        return bool(self.arguments.ckpt or self.arguments.verify or has_last(self.arguments.resume))
 
     def config_yaml(self) -> str:
         """Return the resolved configuration; `python train.py` on it repeats the run."""
@@ -124,6 +126,7 @@ class Experiment(LightningCLI):
             trainer = Trainer(**{**config, **arguments})
         except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:
             raise InputError(f"trainer: {one_line(error)}") from error
+        put_right(trainer.precision_plugin)
         # Lightning loads a checkpoint before it does this: doubles would be rounded to floats on their way
         self.model = trainer.precision_plugin.convert_module(self.model)
         return trainer
@@ -161,9 +164,11 @@ class Experiment(LightningCLI):
         watched = {"checkpoint.monitor": self.checkpoint.monitor}
         watched |= {f"{type(c).__name__}.monitor": getattr(c, "monitor", None) for c in trainer.callbacks}
         optimizers = self.model.configure_optimizers()
-        if isinstance(optimizers, dict):
-            watched["lr_scheduler.monitor"] = optimizers["lr_scheduler"].get("monitor")
-            _rehearse_scheduler(trainer, optimizers["lr_scheduler"])
+        for config in optimizers if isinstance(optimizers, list) else [optimizers]:  # a GAN has two
+            check_clipping(trainer, config["optimizer"] if isinstance(config, dict) else config)
+            if isinstance(config, dict) and "lr_scheduler" in config:
+                watched["lr_scheduler.monitor"] = config["lr_scheduler"].get("monitor")
+                _rehearse_scheduler(trainer, config["lr_scheduler"])
         for key, name in watched.items():
             if name and name.startswith("val/") and not has_val:
                 data = type(self.datamodule).__name__
@@ -242,7 +247,7 @@ def be_quiet() -> None:
         "Checkpoint directory .* exists and is not empty",  # it holds config.yaml
         ".*is smaller than the logging interval.*",  # the tasks lower the interval to an epoch
         "Found .* module\\(s\\) in eval mode at the start of training.*",  # what is frozen
-        "Attribute 'backbone' is an instance of `nn.Module`.*",  # the tasks leave it out of the hyperparameters
+        r"Attribute '\w+' is an instance of `nn.Module`.*",  # the tasks leave it out of the hyperparameters
         "Glyph .* missing from font.*",  # the names of classes may be in any script
         ".*could not find the monitored key.*",  # train.py says it in a line of its own
         ".*callbacks used to create the checkpoint need to be provided.*",  # testing needs none of them

@@ -46,6 +46,12 @@ def explain(message: str, parser: ArgumentParser) -> str:
         path = missing[2] or (classes[-1] if classes else missing[1])
         return f"{key}: there is no {path}{did_you_mean(path, _classes_near(path.rpartition('.')[0]))}"
 
+    if found := re.search(r"Import path ([\w.]+) does not correspond to a subclass of (\w+)", message) or re.search(
+        r"Expected '([\w.]+)' to be a subclass of <class '(?:[\w.]+\.)?(\w+)'>", message
+    ):
+        path, kind = found.groups()
+        return f"{key}: {path} is no {kind}{did_you_mean(path, _ours_of_kind(kind))}"
+
     if "expect one of:\n" in message and "Given value: {" in message:  # a class was wanted
         given = _dict_after(message, "Given value: ")
         odd = sorted(set(given) - {"class_path", "init_args", "dict_kwargs"})
@@ -121,3 +127,14 @@ def _classes_near(module: str) -> list[str]:
         for name, value in vars(found).items()
         if isinstance(value, type) and not name.startswith("_") and value.__module__.partition(".")[0] == own
     ]
+
+
+def _ours_of_kind(kind: str) -> list[str]:
+    """Class paths of our models' parts that are a class of this name, or made from one."""
+    found = []
+    for path in _classes_near("lit_models"):
+        module, _, name = path.rpartition(".")
+        cls = getattr(importlib.import_module(module), name)
+        if cls.__module__ == module and any(base.__name__ == kind for base in cls.__mro__):
+            found.append(path)
+    return found
