@@ -41,9 +41,10 @@ DETECTORS = {  # what the rest of its experiments' names is: shapes_<>, bccd_<>
     "retinanet": "RetinaNet",
     "fcos": "FCOS",
     "yolo": "YOLO",
+    "detr": "DETR",
 }
 NEED_PROPOSALS = ("rcnn", "fast_rcnn")
-NOT_ON_BCCD = ("sliding_window", "rcnn")
+NOT_ON_BCCD = ("sliding_window", "rcnn", "detr")
 PICTURES = 20  # that proposals are searched in, to see how long it takes
 
 

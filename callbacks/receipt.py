@@ -42,6 +42,7 @@ def write_receipt(
     best = run.folder / "best.ckpt"
     saved = torch.load(best, map_location="cpu", weights_only=True)
     definitions = getattr(experiment.model, "definitions", None)  # of metrics, where there are several by that name
+    teacher = getattr(experiment.model, "teacher", None)  # whose answers it learned from
     receipt = {
         "experiment": experiment.name,
         "metrics": metrics,
@@ -58,6 +59,7 @@ def write_receipt(
         "tested": count.samples,
         "seed": experiment.seed,
         "pretrained": experiment.model.pretrained,
+        **({"teacher": teacher} if teacher else {}),
         "parameters": sum(p.numel() for p in experiment.model.parameters()),
         "precision": trainer.precision,
         "devices": {**describe_device(trainer), "count": trainer.num_devices},

@@ -45,6 +45,7 @@ class CIFAR10(InMemoryDataModule):
     """
 
     classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    mean, std = MEAN, STD
 
     def __init__(
         self,
@@ -152,6 +153,44 @@ class CIFAR10(InMemoryDataModule):
 
         require_picture(path)
         return torch.from_numpy(resize(read_picture(path), 32, 32)).permute(2, 0, 1)  # (H, W, C) -> (C, H, W)
+
+
+class RandAugmentCIFAR10(CIFAR10):
+    """CIFAR-10 whose training pictures go through RandAugment, too (Cubuk et al. 2020), on the device.
+
+    Of 14 operations (turn, shear, shift, brighten, equalize, posterize, ...) some are drawn by chance, all of one strength. They
+    are drawn for a few pictures at a time, not for each by itself: a GPU takes as long for one as for these.
+
+    Args:
+        operations: how many, one after the other.
+        magnitude: their strength, from 0 to 30.
+        together: pictures of a batch that share a draw.
+        cifar10: arguments of `CIFAR10`.
+
+    Raises:
+        InputError: one is out of its range.
+    """
+
+    def __init__(self, operations: int = 2, magnitude: int = 9, together: int = 8, **cifar10):
+        super().__init__(**cifar10)
+        if operations < 1 or not 0 <= magnitude <= 30 or together < 1:
+            raise InputError(
+                f"operations and together start at 1, and magnitude is from 0 to 30: got {operations}, {together}, {magnitude}"
+            )
+        from torchvision.transforms import v2  # a second to import: only if it is needed
+
+        self.together = together
+        self.operations = v2.RandAugment(operations, magnitude, fill=[round(255 * mean) for mean in MEAN])
+
+    def augment(self, images: Tensor, epoch: int) -> Tensor:
+        """As in `CIFAR10`, and then these operations, by numbers that come from (seed, epoch), too."""
+        if epoch != self._drawn_for:
+            self._seeds = torch.Generator().manual_seed(epoch_seed(epoch, 2))
+        images = super().augment(images, epoch)
+        # torchvision draws from the CPU's global generator, which at an epoch's first batch is not seeded yet
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=self._seeds)))
+            return torch.cat([self.operations(few) for few in images.split(self.together)])
 
 
 def normalize(images: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ from conftest import write_cifar10
 from PIL import Image
 from test_train import receipt
 
-from datamodules.cifar10 import CIFAR10, MEAN, STD, normalize
+from datamodules.cifar10 import CIFAR10, MEAN, STD, RandAugmentCIFAR10, normalize
 from runner.errors import InputError
 from train import main
 
@@ -192,6 +192,59 @@ class TestAugmentation:
         floats = normalize(self.images, torch.float32)
         expected = (self.images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
         torch.testing.assert_close(floats, expected)
+
+
+class TestRandAugment:
+    images = TestAugmentation.images
+
+    def test_it_comes_from_seed_and_epoch_and_leaves_the_global_generator_alone(self, monkeypatch):
+        draws = {}
+        for seed, epoch in (("1", 0), ("1", 1), ("2", 0)):
+            monkeypatch.setenv("PL_GLOBAL_SEED", seed)
+            data, state = RandAugmentCIFAR10(together=1), torch.get_rng_state()
+            batches = [data.augment(self.images, epoch) for _ in range(2)]
+            assert torch.equal(torch.get_rng_state(), state)
+            assert not torch.equal(*batches)
+            torch.rand(3)  # what else is drawn changes nothing
+            again = RandAugmentCIFAR10(together=1)
+            assert torch.equal(torch.cat([again.augment(self.images, epoch) for _ in range(2)]), torch.cat(batches))
+            draws[seed, epoch] = batches[0].numpy().tobytes()
+        assert len(set(draws.values())) == 3
+
+    @pytest.mark.parametrize(("together", "kinds"), [(8, 1), (4, 2), (1, 8)])
+    def test_so_many_pictures_share_a_draw(self, together, kinds, monkeypatch):
+        monkeypatch.setenv("PL_GLOBAL_SEED", "3")
+        data = RandAugmentCIFAR10(together=together, magnitude=25, crop=0, flip=False)
+        found = [data.augment(self.images[:1].expand(8, -1, -1, -1), 0) for _ in range(10)]
+        assert max(len(batch.unique(dim=0)) for batch in found) == kinds
+
+    def test_pictures_are_moved_and_mirrored_first(self):
+        """With a strength of nothing, most operations do nothing: then it is `CIFAR10`'s augmentation."""
+        data, plain = RandAugmentCIFAR10(operations=1, magnitude=0, together=1), CIFAR10()
+        same = [
+            (a == b).all() for a, b in zip(data.augment(self.images, 0), plain.augment(self.images, 0), strict=True)
+        ]
+        assert any(same)
+
+    def test_every_operation_can_be_had_of_what_a_batch_is(self):
+        """Bytes, with channels side by side; the last few are fewer."""
+        data, seen = RandAugmentCIFAR10(magnitude=30, together=4), set()
+        once = data.operations._apply_image_or_video_transform
+
+        def apply(image, transform_id, *arguments, **settings):
+            seen.add(transform_id)
+            return once(image, transform_id, *arguments, **settings)
+
+        data.operations._apply_image_or_video_transform = apply
+        for epoch in range(60):
+            batch = data.augment(self.images, epoch)
+            assert (batch.shape, batch.dtype) == (self.images.shape, torch.uint8)
+        assert len(seen) == 14
+
+    @pytest.mark.parametrize("wrong", [{"operations": 0}, {"magnitude": 31}, {"together": 0}])
+    def test_what_cannot_be_is_one_line(self, wrong):
+        with pytest.raises(InputError, match="operations and together start at 1, and magnitude is from 0 to 30"):
+            RandAugmentCIFAR10(**wrong)
 
 
 def test_a_run_stopped_and_resumed_ends_in_the_same_bits(folder, train):
