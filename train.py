@@ -4,6 +4,8 @@ python train.py experiments/mnist_mlp.yaml
 python train.py --help
 """
 
+from __future__ import annotations  # so that --doctor runs on a Python that is too old, and says so
+
 import sys
 from pathlib import Path
 from shlex import quote
@@ -13,11 +15,19 @@ from runner.errors import InputError, one_line
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit code: 0; 1 if --verify finds a difference; 2 for a mistake, told in one line; 130 after Ctrl-C."""
+    """Return the exit code.
+
+    0; 1 if --verify finds a difference, or --doctor what would stop a run; 2 for a mistake, told in one line; 130 after
+    Ctrl-C.
+    """
     try:
         asked = arguments.parse(sys.argv[1:] if argv is None else argv)
         if asked is None:
             return 0
+        if asked.doctor:
+            from runner.doctor import doctor
+
+            return doctor()
         from runner.cli import Experiment  # torch and Lightning take seconds: a typo was told before
 
         experiment = Experiment(asked)
@@ -56,13 +66,13 @@ def train(experiment, resume: Path | None = None) -> None:
     from callbacks.pictures import draw_curves
     from callbacks.progress import Progress
     from callbacks.receipt import CountTested, write_receipt
-    from runner.checkpoints import check_goes_on, read_checkpoint
+    from runner.checkpoints import check_goes_on, find_last
     from runner.run import Run
 
-    last = read_checkpoint(resume / "last.ckpt", experiment.model) if resume else None
+    last = find_last(resume, experiment.model) if resume else None
     experiment.rehearse()  # what does not fit together is found before anything is written
-    if last:
-        check_goes_on(resume, last, experiment)
+    if resume:
+        check_goes_on(resume, last[1] if last else None, experiment)
     print_what_runs(experiment)
     run = Run(resume) if resume else Run.create(experiment.name, experiment.seed)
     progress, count = Progress(), CountTested()
@@ -71,7 +81,8 @@ def train(experiment, resume: Path | None = None) -> None:
         trainer = fit(experiment, run, progress)
         draw_curves(run, trainer)
         metrics = test(experiment, run.folder / "best.ckpt", run, count)
-        run.log_metrics({**metrics, "epoch": trainer.current_epoch}, trainer.global_step)
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped  # the loggers'; global_step counts each optimiser's
+        run.log_metrics({**metrics, "epoch": trainer.current_epoch}, step)
         receipt = write_receipt(run, experiment, metrics, trainer, progress.seconds, count)
     except InputError:
         how_to_go_on(run)
@@ -95,13 +106,13 @@ def fit(experiment, run, progress):
 
     from callbacks.checkpoint import LastCheckpoint, check_logged
     from callbacks.progress import LearningRate
-    from callbacks.seeding import EpochSeeding
+    from callbacks.seeding import Seeding
 
     best, last = experiment.checkpoint, LastCheckpoint()
     best.dirpath = last.dirpath = str(run.folder.resolve())
     trainer = experiment.trainer(
         logger=run.loggers,
-        callbacks=[EpochSeeding(), *([LearningRate()] if experiment.model.lr_scheduler else []), progress, best, last],
+        callbacks=[Seeding(), *([LearningRate()] if experiment.model.lr_scheduler else []), progress, best, last],
         default_root_dir=str(run.folder),
     )
     checkpoint = run.folder / "last.ckpt"
@@ -173,6 +184,8 @@ def print_metrics(metrics: dict[str, float]) -> None:
 
 def print_what_next(experiment, run, receipt: dict, trainer) -> None:
     """Print where the run is, and the next commands to type."""
+    from runner.predict import can_be_given
+
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
     has_plan = any(hasattr(s, "total_steps") or hasattr(s, "T_max") for s in schedulers)  # to an end that was reached
     best, trained, seconds = receipt["checkpoint"]["epoch"] + 1, receipt["epochs"], receipt["seconds"]["fit"]
@@ -182,8 +195,11 @@ def print_what_next(experiment, run, receipt: dict, trainer) -> None:
         f"\nlook     {run.folder / 'pictures'}"
         f"\ncompare  python compare.py {quote(str(run.folder.parent))}"
         f"\nverify   python train.py --verify {quote(str(run.folder / 'receipt.json'))}"
-        f"\nagain    python train.py {quote(str(run.folder / 'config.yaml'))}"
     )
+    again = f"python train.py {quote(str(run.folder / 'config.yaml'))}"
+    if can_be_given(experiment.model, experiment.datamodule) == "prompt":
+        print(f'write    {again} --ckpt {quote(str(run.folder / "best.ckpt"))} --prompt "..."')
+    print(f"again    {again}")
     if not has_plan:
         print(f"longer   python train.py --resume {quote(str(run.folder))} --trainer.max_epochs {2 * trained}")
     if sync := run.sync_command():
@@ -192,7 +208,9 @@ def print_what_next(experiment, run, receipt: dict, trainer) -> None:
 
 def how_to_go_on(run) -> str:
     """Return how to resume a run that was stopped; one that had not finished an epoch is removed."""
-    if (run.folder / "last.ckpt").exists():
+    from runner.checkpoints import has_last
+
+    if has_last(run.folder):
         checkpoint = run.folder / "last.ckpt"
         return (
             f"{checkpoint} holds the last finished epoch; to go on: python train.py --resume {quote(str(run.folder))}"

@@ -1,4 +1,7 @@
-"""Two checkpoints a run: `best.ckpt` by a metric, `last.ckpt` after every epoch. Neither is ever half-written."""
+"""The checkpoints of a run: `best.ckpt` by a metric, `last.ckpt` after every epoch, `previous.ckpt` the last but one.
+
+None of them is ever half-written. The last but one is there for a disk that did not keep what it was given.
+"""
 
 import io
 import math
@@ -128,7 +131,7 @@ class LastCheckpoint(_RunCheckpoint):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint whole or not at all.
+    """Writes a checkpoint whole or not at all, and keeps the `last.ckpt` that was there as `previous.ckpt`.
 
     (Lightning writes its temporary file to the system's folder for them, and a move from there to another disk is a
     copy: it can be cut short.)
@@ -138,4 +141,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Save; raises OSError if the disk is full."""
         content = io.BytesIO()  # torch.save into a full disk dies of an error of its own, which does not say so
         torch.save(checkpoint, content)
-        write_whole(Path(path), content.getbuffer())
+        path = Path(path)
+        write_whole(
+            path, content.getbuffer(), keep=path.with_name("previous.ckpt") if path.name == "last.ckpt" else None
+        )

@@ -2,6 +2,7 @@
 
 Then a run that was stopped and resumed draws what it would have drawn had it never been stopped. Storing the
 generators' state in the checkpoint does not give that: a resumed Trainer makes its first iterator at another moment.
+What a data module draws as it makes an epoch's first batch, though, it draws before that: see `Seeding`.
 """
 
 import os
@@ -31,3 +32,28 @@ class EpochSeeding(Callback):
             random.seed(seed)
             np.random.seed(seed % 2**32)
             torch.manual_seed(seed)
+
+
+class Seeding(EpochSeeding):
+    """The same for runs that are resumed, with what is drawn as an epoch's first batch is made, before it is seeded anew.
+
+    Such as which of its pictures are flipped: that comes from the state that the epoch before has left torch's generator
+    in, so the state goes with the checkpoint. (One callback: Lightning calls each of them six times a step.)
+    """
+
+    state: torch.Tensor | None = None
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the generator's state."""
+        return {"torch": torch.get_rng_state()}
+
+    def load_state_dict(self, state_dict: dict[str, torch.Tensor]) -> None:
+        """Take it over, for the epoch to come."""
+        self.state = state_dict["torch"]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set it; from here on, all is drawn as it would have been."""
+        if self.state is not None:
+            torch.set_rng_state(self.state.cpu())
+            torch.empty((), dtype=torch.int64).random_()  # a loader draws this for an iterator, which is there already
+            self.state = None

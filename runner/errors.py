@@ -1,5 +1,7 @@
 """A mistake of the user's is one line that says what to do. This module knows how to write that line."""
 
+from __future__ import annotations  # so that --doctor runs on a Python that is too old, and says so
+
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,6 +9,10 @@ from pathlib import Path
 
 class InputError(ValueError):
     """What was given cannot be used. `train.py` prints `error: <message>` and exits with code 2."""
+
+
+class DamagedError(InputError):
+    """A file is not what it was when it was written."""
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

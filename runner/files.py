@@ -1,5 +1,7 @@
 """Files that a run writes: on disk whole, or as they were before; and what is in them."""
 
+from __future__ import annotations  # so that --doctor runs on a Python that is too old, and says so
+
 import contextlib
 import json
 import os
@@ -8,17 +10,20 @@ import textwrap
 from itertools import groupby
 from pathlib import Path
 
-import yaml
-
 from runner.errors import InputError, one_line
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")  # in any case
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
+def write_whole(path: Path, content: bytes | memoryview, keep: Path | None = None) -> None:
     """Write under a temporary name in the same folder, then move it over the old file.
 
     A full disk, a power cut or a `kill -9` leaves the old one as it was.
+
+    Args:
+        path: the file.
+        content: all that shall be in it.
+        keep: where the old file is moved to, rather than overwritten.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -29,9 +34,17 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if keep and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what `write_whole` left of files that a process was writing when it was killed."""
+    for temporary in folder.glob(".*.tmp"):
+        temporary.unlink()
 
 
 def read_yaml(path: Path) -> object:
@@ -40,6 +53,8 @@ def read_yaml(path: Path) -> object:
     Raises:
         InputError: it cannot be read, or is not YAML; names file and line.
     """
+    import yaml  # only here: --doctor runs without it, and says that it is missing
+
     try:
         return yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
     except OSError as error:

@@ -58,6 +58,8 @@ class History(Logger):
 
     def forget_from(self, step: int) -> None:
         """Drop rows of `step` and later: a run that is resumed from a checkpoint makes them again."""
+        if not self.path.exists():
+            return
         rows = [row for row in read_history(self.path) if row["step"] < step]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")

@@ -1,7 +1,7 @@
 """A run's folder, and the two loggers that write what happens in it.
 
 runs/mnist_mlp/20261122-031023-s42-5coah8hx/    experiment / time - seed - id
-  config.yaml   metrics.csv   best.ckpt   last.ckpt   receipt.json   pictures/
+  config.yaml   metrics.csv   best.ckpt   last.ckpt   previous.ckpt   receipt.json   pictures/
 runs/wandb/                                     wandb's own files, all runs together
 """
 
@@ -19,7 +19,7 @@ import yaml
 
 from runner.account import PROJECT, wandb_mode
 from runner.errors import InputError, one_line
-from runner.files import write_whole
+from runner.files import remove_temporaries, write_whole
 from runner.loggers import History, RunWandbLogger
 
 
@@ -53,13 +53,18 @@ class Run:
             ) from None
         return cls(folder)
 
-    def begin(self, experiment, last: dict | None) -> None:
+    def begin(self, experiment, last: tuple[Path, dict] | None) -> None:
         """Write config.yaml and start the loggers; `last` is the checkpoint that the run goes on from, if it does."""
+        remove_temporaries(self.folder)
         config = experiment.config_yaml()
         write_whole(self.folder / "config.yaml", config.encode())
-        if last:  # what came after the checkpoint will come again
-            (self.folder / "receipt.json").unlink(missing_ok=True)
-            self.history.forget_from(last["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])
+        (self.folder / "receipt.json").unlink(missing_ok=True)
+        step = 0
+        if last:
+            file, checkpoint = last
+            os.replace(file, self.folder / "last.ckpt")  # where it is, if it is not previous.ckpt
+            step = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]
+        self.history.forget_from(step)  # what came after the checkpoint will come again
         self.wandb = RunWandbLogger(
             project=PROJECT,
             group=experiment.name,

@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ from test_train import assert_same_run, receipt
 
 import callbacks.checkpoint
 import runner.files
+from datamodules.mnist import MNIST
 from lit_models.mlp import MLP
 from lit_models.tasks import Regressor, RegressorByHand
+from runner.checkpoints import find_last
 from runner.history import read_history
 from train import main
 
@@ -201,6 +204,139 @@ def test_a_checkpoint_is_on_disk_whole_or_not_at_all(monkeypatch, tmp_path):
         io.save_checkpoint({"epoch": 2}, tmp_path / "last.ckpt")
     assert (tmp_path / "last.ckpt").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+DAMAGES = {
+    "empty": lambda content: b"",
+    "cut short": lambda content: content[: len(content) // 2],
+    "all zeros": lambda content: bytes(len(content)),
+    "a page of zeros": lambda content: content[:50_000] + bytes(4096) + content[54_096:],
+    "missing": None,
+}
+
+
+def damage(file: Path, how: str) -> None:
+    file.write_bytes(DAMAGES[how](file.read_bytes())) if DAMAGES[how] else file.unlink()
+
+
+THREE_EPOCHS = (*TINY, *SMALL_NET, "--trainer.max_epochs=3")
+
+
+@pytest.fixture(scope="module")
+def three_epochs(tmp_path_factory, small_data):
+    """A run of three epochs, to look at."""
+    with pytest.MonkeyPatch.context() as patch:
+        runs = tmp_path_factory.mktemp("runs")
+        patch.setenv("RUNS_DIR", str(runs))
+        patch.setenv("WANDB_MODE", "disabled")
+        patch.setenv("DATA_DIR", str(small_data))
+        assert main([EXPERIMENT, *THREE_EPOCHS]) == 0
+        (run,) = runs.glob("mnist_mlp/*")
+        return run
+
+
+class TestDamagedCheckpoints:
+    """What the disk did not keep: the last checkpoint has one before it, the best has none."""
+
+    @pytest.fixture
+    def run(self, three_epochs, tmp_path):
+        return Path(shutil.copytree(three_epochs, tmp_path / "runs" / "mnist_mlp" / three_epochs.name))
+
+    def test_the_last_checkpoint_but_one_is_kept(self, run):
+        epochs = [torch.load(run / name, weights_only=True)["epoch"] for name in ("previous.ckpt", "last.ckpt")]
+        assert epochs == [1, 2]
+
+    @pytest.mark.parametrize("how", DAMAGES)
+    def test_whatever_the_damage_it_is_found(self, how, run, capsys):
+        damage(run / "last.ckpt", how)
+        file, checkpoint = find_last(run, MLP(sizes=(784, 32, 10), dropout=0.3))
+        assert file == run / "previous.ckpt"
+        assert checkpoint["epoch"] == 1
+        assert f"warning: checkpoint {run / 'last.ckpt'}" in capsys.readouterr().err
+
+    def test_a_damaged_last_one_falls_back_to_the_one_before(self, three_epochs, run, capsys):
+        damage(run / "last.ckpt", "a page of zeros")
+        for name in (".last.ckpt.tmp", ".metrics.csv.tmp"):  # what a process was writing when it was killed
+            (run / name).write_bytes(b"half of")
+        capsys.readouterr()
+        assert main(["--resume", str(run)]) == 0
+        (warning,) = capsys.readouterr().err.splitlines()
+        assert warning.startswith(f"warning: checkpoint {run / 'last.ckpt'}")
+        assert warning.endswith(f"; going on from the one before, {run / 'previous.ckpt'}")
+        assert_same_run(three_epochs, run)  # so metrics.csv was cut back to there
+        assert not list(run.glob(".*"))
+
+    def test_the_good_one_is_never_overwritten_by_the_damaged_one(self, run, monkeypatch):
+        damage(run / "last.ckpt", "cut short")
+        stop_at(monkeypatch, epoch=2, batch=1)
+        with pytest.raises(Stop):
+            main(["--resume", str(run)])
+        assert torch.load(run / "last.ckpt", weights_only=True)["epoch"] == 1
+        assert not (run / "previous.ckpt").exists()
+
+    @pytest.mark.parametrize("previous", ["cut short", "missing"])
+    def test_with_none_left_one_line_says_so_and_all_stays_as_it_is(self, previous, run, capsys):
+        damage(run / "last.ckpt", "empty")
+        damage(run / "previous.ckpt", previous)
+        before = {path: path.read_bytes() for path in run.glob("*.*")}
+        capsys.readouterr()
+        assert main(["--resume", str(run)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith(f"python train.py {run / 'config.yaml'} begins anew")
+        assert "(0 bytes) is cut short" in line
+        assert ("there is none before it" if previous == "missing" else "previous.ckpt") in line
+        assert {path: path.read_bytes() for path in run.glob("*.*")} == before
+
+    @pytest.mark.parametrize("how", ["a page of zeros", "missing"])
+    def test_a_lost_best_one_is_told_before_training_goes_on(self, how, run, capsys):
+        damage(run / "best.ckpt", how)
+        capsys.readouterr()
+        assert main(["--resume", str(run), "--trainer.max_epochs=5"]) == 2
+        out, err = capsys.readouterr()
+        (line,) = err.splitlines()
+        assert line.startswith(f"error: checkpoint {run / 'best.ckpt'} is")
+        assert "the best of 3 epochs is lost" in line
+        assert "epoch 4" not in out
+        assert (run / "receipt.json").exists()
+
+    def test_a_best_one_of_a_later_epoch_than_is_asked_for_is_not_tested(self, run, capsys):
+        """Killed between the two, best.ckpt is of the epoch after that of last.ckpt."""
+        epochs = torch.load(run / "best.ckpt", weights_only=True)["epoch"] + 1
+        assert epochs == 3
+        damage(run / "last.ckpt", "empty")
+        assert main(["--resume", str(run), "--trainer.max_epochs=2"]) == 2
+        assert "has 3 epochs already: trainer.max_epochs 2 is less" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("batch", [3, None], ids=["in its first epoch", "between the first best.ckpt and last.ckpt"])
+def test_a_run_killed_before_it_had_finished_an_epoch_begins_again(batch, three_epochs, monkeypatch, tmp_path, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("train.how_to_go_on", lambda run: "")  # killed, it cleans nothing away
+        if batch:
+            stop_at(patch, epoch=0, batch=batch)
+        else:
+            patch.setattr(callbacks.checkpoint.LastCheckpoint, "on_train_epoch_end", Mock(side_effect=Stop))
+        with pytest.raises(Stop):
+            main([EXPERIMENT, *THREE_EPOCHS])
+    run = only_run(tmp_path)
+    assert read_history(run / "metrics.csv")
+    assert main(["--resume", str(run)]) == 0
+    assert "had not finished an epoch: it begins again" in capsys.readouterr().out
+    assert_same_run(three_epochs, run)
+
+
+def test_what_is_drawn_as_a_first_batch_is_made_is_what_would_have_been(train, monkeypatch, tmp_path):
+    """Such as flips: EpochSeeding hears of the batch after that."""
+    normalise = MNIST.on_after_batch_transfer
+
+    def add_noise(self, batch, dataloader_idx):
+        images, labels = normalise(self, batch, dataloader_idx)
+        return images + self.trainer.training * torch.rand(images.shape), labels
+
+    monkeypatch.setattr(MNIST, "on_after_batch_transfer", add_noise)
+    assert_survives_a_stop(
+        [*TINY, *SMALL_NET, "--trainer.max_epochs=3"], train, monkeypatch, tmp_path, epoch=1, batch=2
+    )
 
 
 def test_ctrl_c_says_how_to_go_on_and_what_was_trained_is_kept(tmp_path):
