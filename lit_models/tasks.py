@@ -14,6 +14,7 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from callbacks.pictures import ClassificationPictures, RegressionPictures
+from lit_models.pretrained import from_checkpoint
 from runner.errors import InputError
 
 
@@ -50,6 +51,16 @@ class Task(LightningModule):
         # Python it may come as a function, which a checkpoint could keep only as code to run.
         for name in [name for name, value in self.hparams.items() if callable(value)]:
             del self.hparams[name]
+
+    @classmethod
+    def load_from_checkpoint(cls, *arguments, **named):
+        """Make the model that a checkpoint is of, as Lightning does.
+
+        The file of weights that training began with is not looked for: the checkpoint has all of them. As Lightning makes
+        it in float32, the weights of a run in 64-true are rounded.
+        """
+        with from_checkpoint():
+            return super().load_from_checkpoint(*arguments, **named)
 
     def configure_optimizers(self):
         """Make the optimiser and, if there is one, its scheduler."""
