@@ -1,5 +1,7 @@
 """Weights & Biases, as far as it can be judged without it: is there an account, and is it wanted?"""
 
+from __future__ import annotations  # so that --doctor runs on a Python that is too old, and says so
+
 import netrc
 import os
 from urllib.parse import urlparse
@@ -17,11 +19,19 @@ def wandb_mode() -> str:
         if mode not in MODES:
             raise InputError(f"WANDB_MODE: {mode!r} is none of wandb's{did_you_mean(mode, MODES)}")
         return mode
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    return "online" if has_key() else "offline"
+
+
+def wandb_host() -> str:
+    """Return the name of wandb's server."""
+    return urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or "none"
+
+
+def has_key() -> bool:
+    """Return whether a key for wandb's server is configured, right or wrong: nobody is asked."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
     try:
-        has_key = bool(os.environ.get("WANDB_API_KEY")) or bool(
-            netrc.netrc(os.environ.get("NETRC")).authenticators(host)
-        )
+        return bool(netrc.netrc(os.environ.get("NETRC")).authenticators(wandb_host()))
     except (OSError, netrc.NetrcParseError):
-        has_key = False
-    return "online" if has_key else "offline"
+        return False
