@@ -12,8 +12,9 @@ from pathlib import Path
 
 import yaml
 
-OURS = ("lit_models.", "datamodules.", "callbacks.seeding", "callbacks.checkpoint")  # what a number depends on
-PREDICTION = ("read_input", "predict_step")  # methods that neither training nor testing calls
+OURS = ("lit_models.", "datamodules.", "callbacks.seeding", "callbacks.checkpoint", "callbacks.averaged_weights")
+# methods that neither training nor testing calls
+PREDICTION = ("read_input", "read_line", "predict_step", "load_from_checkpoint")
 ALWAYS = (
     "callbacks.seeding.EpochSeeding",
     "callbacks.checkpoint.BestCheckpoint",

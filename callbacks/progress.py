@@ -4,6 +4,7 @@ import time
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, TQDMProgressBar
+from torch.optim import Optimizer
 
 MOST_LINES = 20
 
@@ -27,11 +28,22 @@ class Bar(TQDMProgressBar):
 
 
 class LearningRate(LearningRateMonitor):
-    """Lightning's monitor, which tells its loggers no epoch: metrics.csv has a column for it."""
+    """Lightning's monitor, which tells its loggers no epoch: metrics.csv has a column for it.
+
+    Lightning logs a rate for each group of an optimiser's parameters. Where they have one rate, and began with one (so that a
+    name does not come and go as schedules cross), as groups have that differ in their weight decay, it is logged once.
+    """
 
     def _extract_stats(self, trainer: Trainer, interval: str) -> dict[str, float]:
         stats = super()._extract_stats(trainer, interval)
         return {**stats, "epoch": trainer.current_epoch} if stats else {}
+
+    def _get_optimizer_stats(self, optimizer: Optimizer, names: list[str]) -> dict[str, float]:
+        stats = super()._get_optimizer_stats(optimizer, names)
+        rates = {(group["lr"], group.get("initial_lr")) for group in optimizer.param_groups}
+        if len(names) > 1 and len(rates) == 1:
+            return {names[0].rpartition("/")[0]: stats[names[0]]}  # train/lr/matrices -> train/lr
+        return stats
 
 
 class Progress(Callback):

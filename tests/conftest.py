@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+from collections import defaultdict
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: before anything imports torch
@@ -107,19 +108,81 @@ def write_voc(folder: Path, classes: tuple[str, str, str]) -> None:
         (folder / "ImageSets" / "Main" / f"{part}.txt").write_text("\n".join(names) + "\n")
 
 
+def write_names(root: Path) -> None:
+    """Write a file of names for each of 18 languages: each has an ending of its own."""
+    folder = root / "names"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for k in range(18):
+        stems = ["".join(rng.choice(list("aeioubdlmnr"), rng.integers(1, 6))).capitalize() for _ in range(20)]
+        (folder / f"L{k:02d}.txt").write_text("".join(f"{stem}{chr(97 + k)}{chr(98 + k)}\n" for stem in stems))
+
+
+def write_shakespeare(root: Path) -> None:
+    """Write a text of 5,000 characters where tiny Shakespeare is looked for."""
+    (root / "tinyshakespeare").mkdir()
+    lines = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n\n"
+    (root / "tinyshakespeare" / "input.txt").write_text(lines * 60)
+
+
+def write_planetoid(root: Path, name: str = "Cora", features: int = 1433, classes: int = 7) -> Path:
+    """Write a citation network in Planetoid's eight files: words tell the class, and so do those that cite each other."""
+    import scipy.sparse
+
+    folder = root / "Planetoid" / name / "raw"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    train, test = 2 * classes, 23  # to validate on there are always 500
+    known = train + 500
+    labels = np.arange(known + test) % classes
+    block = features // classes
+    words = (rng.random((len(labels), features)) < 5 / features).astype(np.float32)
+    for row, label in zip(words, labels, strict=True):
+        row[label * block + rng.integers(0, min(block, 12), 6)] = 1
+    graph = {i: [] for i in range(len(labels))}
+    for i in range(len(labels) - classes):  # a chain of each class
+        graph[i].append(i + classes)
+        graph[i + classes].append(i)
+    graph[3] += [3, 3 + classes]  # a self-loop, and a citation that is there already
+    one_hot = np.eye(classes, dtype=np.int32)[labels]
+    order = rng.permutation(test)
+    numbers = known + order
+    if name == "CiteSeer":  # two papers that nobody cites are in none of its files
+        gone = test // 2
+        numbers = np.where(order < gone, numbers, numbers + 2)
+        move = lambda i: i + 2 * (i >= known + gone)  # noqa: E731
+        graph = {move(i): [move(j) for j in others] for i, others in graph.items()}
+    rows = {"x": slice(0, train), "tx": known + order, "allx": slice(0, known)}
+    for part, which in rows.items():
+        parts = {part: scipy.sparse.csr_matrix(words[which]), part.replace("x", "y"): one_hot[which]}
+        for file, content in parts.items():
+            (folder / f"ind.{name.lower()}.{file}").write_bytes(pickle.dumps(content, protocol=2))
+    (folder / f"ind.{name.lower()}.graph").write_bytes(pickle.dumps(defaultdict(list, graph), protocol=2))
+    (folder / f"ind.{name.lower()}.test.index").write_text("".join(f"{i}\n" for i in numbers))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> Path:
     """A DATA_DIR with a small one of each dataset in it. Tests that damage files make their own."""
     root = tmp_path_factory.mktemp("data")
+    write_small_data(root)
+    return root
+
+
+def write_small_data(root: Path) -> None:
+    """Write a small one of each dataset."""
     write_mnist(root, "MNIST")
     write_mnist(root, "FashionMNIST", seed=1)
     write_cifar10(root)
     write_hymenoptera(root)
+    write_planetoid(root)
     write_voc(root / "BCCD", ("Platelets", "RBC", "WBC"))
     write_voc(root / "VOCdevkit" / "VOC2007", ("bird", "cat", "dog"))
     for write in (write_carvana, write_membrane, write_pets, write_voc_segmentation):
         write(root)
-    return root
+    write_names(root)
+    write_shakespeare(root)
 
 
 @pytest.fixture(autouse=True)

@@ -125,6 +125,9 @@ def edited(tmp_path, *keys: str, value) -> str:
         (("data", "class_path"), "datamodules.mnist.MNST", ["there is no datamodules.mnist.MNST", "MNIST'"]),
         (("model", "class_path"), "nowhere.at.All", ["there is no nowhere"]),
         (("model", "init_args", "optimizer", "class_path"), "torch.optim.Adm", ["did you mean 'torch.optim.Adam'"]),
+        # classes of another kind
+        (("model", "class_path"), "torch.nn.Linear", ["model: torch.nn.Linear is no LightningModule"]),
+        (("model", "init_args", "optimizer"), "torch.nn.Linear", ["model.optimizer: torch.nn.Linear is no Optimizer"]),
         # monitor
         (("checkpoint",), {"mode": "max"}, ["checkpoint.monitor is missing"]),
         (("checkpoint",), {"monitor": "val/acc"}, ["checkpoint.mode is missing"]),
@@ -280,7 +283,8 @@ class TestCheckpoints:
     def test_a_run_without_a_checkpoint(self, refused, run, tmp_path):
         (tmp_path / "empty").mkdir()
         assert "has no config.yaml" in refused("--resume", str(tmp_path / "empty"))
-        (tmp_path / "empty" / "config.yaml").write_text((run / "config.yaml").read_text())
+        for file in ("config.yaml", "metrics.csv"):  # of epochs that were finished
+            (tmp_path / "empty" / file).write_text((run / file).read_text())
         assert "has no last.ckpt" in refused("--resume", str(tmp_path / "empty"))
 
 

@@ -121,7 +121,16 @@ class TestStatistics:
         groups = groups_of(make("a", acc=0.9), make("b", acc=0.8))
         assert compare(*groups, "test/acc").startswith("a has the better test/acc")
         assert compare(*groups, "test/loss").startswith("a has the better test/loss")
-        lower = ("test/loss", "test/mse", "test/mae", "test/mse_on_train", "test/nll", "test/perplexity", "test/nelbo")
+        lower = (
+            "test/loss",
+            "test/mse",
+            "test/mae",
+            "test/mse_on_train",
+            "test/nll",
+            "test/perplexity",
+            "test/nelbo",
+            "test/frechet",
+        )
         assert all(map(groups[0].less_is_better, lower))
         higher = ("test/acc", "test/map_50", "test/dice", "test/iou", "test/miou", "test/exact")
         assert not any(map(groups[0].less_is_better, higher))
@@ -231,7 +240,8 @@ class TestTable:
         foreign.mkdir()
         (foreign / "beach.jpg").write_bytes(b"")
         broken["foreign"] = foreign, "no run: it has none of"
-        (root / "wandb" / "run-1").mkdir(parents=True)
+        for other in ("wandb/run-1", "judges", "sweeps/mlp"):
+            (root / other).mkdir(parents=True)
 
         out = self.run(capsys, root)
         for folder, problem in broken.values():
@@ -239,7 +249,7 @@ class TestTable:
                 (line,) = (line for line in out.splitlines() if line.strip().startswith(f"{folder}:"))
                 assert problem in line
         assert re.search(r"^mlp +2 ", out, flags=re.M)
-        assert "wandb" not in out
+        assert not any(name in out for name in ("wandb", "judges", "sweeps"))
 
     def test_odd_values_stop_nothing(self, make, tmp_path, capsys):
         for i, (metric, value) in enumerate([("acc", math.nan), ("acc", 1e200), ("seconds", math.inf), ("acc", 0.5)]):
@@ -498,3 +508,11 @@ class TestPublish:
         assert f"wandb sync {tmp_path / 'runs' / 'wandb'}/offline-run-*" in captured.err
         assert captured.err.count("\n") == 1
         assert (tmp_path / "c.html").is_file()
+
+
+def test_of_a_language_models_numbers_less_is_better_and_of_shares_more(make):
+    (group,) = group_runs([read_run(make())])
+    for name in ("loss", "perplexity", "bits", "mse_linear"):
+        assert group.less_is_better(f"test/{name}"), name
+    for name in ("acc", "exact", "skill", "acc_top5"):
+        assert not group.less_is_better(f"test/{name}"), name

@@ -1,11 +1,17 @@
 """Every experiment there is runs, and says in its header what it is, how to run it, and what was measured."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import REPOSITORY
 from test_train import receipt
+
+from exporting.networks import network_of, sample_batch
+from runner.cli import Experiment
 
 EXPERIMENTS = sorted((REPOSITORY / "experiments").glob("*.yaml"))
 
@@ -20,6 +26,7 @@ def small(config: dict) -> list[str]:
         "datamodules.mnist.MNIST": ["--data.val_size=53"],
         "datamodules.mnist.FashionMNIST": ["--data.val_size=53"],
         "datamodules.cifar10.CIFAR10": ["--data.val_size=30"] * (config["checkpoint"]["monitor"] != "train/loss"),
+        "datamodules.cifar10.RandAugmentCIFAR10": ["--data.val_size=30"],
         "datamodules.image_folder.ImageFolder": ["--data.image_size=32", "--data.num_workers=0"],
         "datamodules.shapes.Shapes": [
             "--data.size=64",
@@ -40,22 +47,50 @@ def small(config: dict) -> list[str]:
             "--data.num_workers=0",
             "--model.backbone.weights=null",  # they are not there
         ],
+        "datamodules.dates.Dates": ["--data.train=64", "--data.val=10", "--data.test=12"],
+        "datamodules.captions.Captions": ["--data.train_size=12", "--data.val_size=4", "--data.test_size=5"],
+        "datamodules.series.Series": ["--data.length=700"],
+        "datamodules.text.Text": [
+            "--data.source=shakespeare",
+            *["--data.windows_per_epoch=24"] * ("windows_per_epoch" in config["data"].get("init_args", {})),
+        ],
     }.get(config["data"]["class_path"], [])
     if config["data"]["class_path"] == "datamodules.voc.VOC" and config["data"]["init_args"].get("year"):
         # its backbone's weights are not there
         arguments = [*arguments, "--data.max_size=100", "--model.backbone.backbone.weights=null"]
-    if "features" in config["model"]["init_args"]:  # of a U-Net
+    model = config["model"]["init_args"]
+    if "features" in model:  # of a U-Net
         arguments = [*arguments, "--model.features=[4, 8]"]
-    return arguments + ["--model.compile=false"] * config["model"]["init_args"].get("compile", False)
+    if "teacher" in model:  # it has not been trained
+        arguments = [*arguments, "--model.teacher=null"]
+    if config["model"]["class_path"] == "lit_models.vit.ViT" and "weights" in model:  # they are not there
+        arguments = [*arguments, "--model.weights=null", "--model.layers=1", "--model.width=24"]
+    return arguments + ["--model.compile=false"] * model.get("compile", False)
+
+
+def loads_from_its_checkpoint_alone(experiment: Experiment, checkpoint: Path) -> None:
+    """`load_from_checkpoint` needs nothing but the file, in which there are plain types only, and gives the same outputs."""
+    model, data = experiment.model, experiment.datamodule
+    json.dumps(torch.load(checkpoint, weights_only=True)["hyper_parameters"])
+    again = type(model).load_from_checkpoint(checkpoint, weights_only=True, map_location="cpu")
+    network = network_of(model.to(torch.float32, memory_format=torch.contiguous_format), data)  # as Lightning makes it
+    with torch.no_grad():
+        inputs = network.example(sample_batch(data, 2))
+        for a, b in zip(network(*inputs), network_of(again, data)(*inputs), strict=True):
+            assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 class TestExperiment:
-    def test_runs_from_start_to_receipt(self, path, train):
-        config = yaml.safe_load(path.read_text())
+    def test_runs_from_start_to_receipt_and_loads_again(self, path, train, tmp_path, monkeypatch):
+        config, made = yaml.safe_load(path.read_text()), []
+        make = Experiment.instantiate_classes
+        monkeypatch.setattr(Experiment, "instantiate_classes", lambda self: (make(self), made.append(self)))
         run = train(*small(config), "--trainer.max_epochs=1", experiment=str(path), tiny=())
         assert run.parent.name == path.stem
         assert receipt(run)["tested"] == receipt(run)["data"]["test"]
+        monkeypatch.setenv("DATA_DIR", str(tmp_path / "nothing"))
+        loads_from_its_checkpoint_alone(made[-1], run / "best.ckpt")
 
     def test_every_other_command_in_its_header_runs(self, path, train):
         commands = re.findall(rf"^#   python train.py experiments/{path.name} +(--.*)", path.read_text(), flags=re.M)

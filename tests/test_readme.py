@@ -73,7 +73,7 @@ def test_commands_on_a_run_work(train, tmp_path, monkeypatch):
     picture = tmp_path / "picture.png"
     Image.new("L", (28, 28)).save(picture)
     monkeypatch.chdir(tmp_path)  # where predictions.csv goes
-    commands = [command for command in COMMANDS if "RUN" in command]
+    commands = [command for command in COMMANDS if "RUN" in command and "--prompt" not in command]
     assert len(commands) >= 3
     for command in commands:
         assert (

@@ -46,7 +46,7 @@ def assert_same_run(a: Path, b: Path) -> None:
 def test_a_run_leaves_what_the_design_says(train, capsys, small_data):
     run = train()
     assert sorted(p.name for p in run.iterdir()) == [
-        "best.ckpt", "config.yaml", "last.ckpt", "metrics.csv", "pictures", "receipt.json",
+        "best.ckpt", "config.yaml", "last.ckpt", "metrics.csv", "pictures", "previous.ckpt", "receipt.json",
     ]  # fmt: skip
     assert sorted(p.name for p in (run / "pictures").iterdir()) == [
         "confusion_matrix.png",
