@@ -23,7 +23,7 @@ def write_whole(path: Path, content: bytes | memoryview, keep: Path | None = Non
     Args:
         path: the file.
         content: all that shall be in it.
-        keep: where the old file is moved to, rather than overwritten.
+        keep: a name that the old file keeps, rather than being overwritten.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -35,10 +35,25 @@ def write_whole(path: Path, content: bytes | memoryview, keep: Path | None = Non
             file.flush()
             os.fsync(file.fileno())
         if keep and path.exists():
-            os.replace(path, keep)
+            _keep(path, keep)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _keep(path: Path, keep: Path) -> None:
+    """Give a file another name, too: whatever stops this process, there is one by the first name at every moment."""
+    second = keep.with_name(f".{keep.name}.tmp")
+    second.unlink(missing_ok=True)
+    try:
+        os.link(path, second)
+    except OSError:  # a disk on which a file has one name only
+        os.replace(path, keep)
+        return
+    try:
+        os.replace(second, keep)
+    finally:
+        second.unlink(missing_ok=True)  # it stays also where both were one file already
 
 
 def remove_temporaries(folder: Path) -> None:

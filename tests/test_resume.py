@@ -206,6 +206,24 @@ def test_a_checkpoint_is_on_disk_whole_or_not_at_all(monkeypatch, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.parametrize("moves", [0, 1])
+def test_a_last_checkpoint_is_there_at_every_moment(monkeypatch, tmp_path, moves):
+    io, replace, done = callbacks.checkpoint.AtomicCheckpointIO(), os.replace, []
+    io.save_checkpoint({"epoch": 1}, tmp_path / "last.ckpt")
+
+    def stopped(*paths):
+        if len(done) == moves:
+            raise KeyboardInterrupt
+        done.append(paths)
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        io.save_checkpoint({"epoch": 2}, tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 1
+    assert not [*tmp_path.glob(".*")]
+
+
 DAMAGES = {
     "empty": lambda content: b"",
     "cut short": lambda content: content[: len(content) // 2],
