@@ -6,11 +6,12 @@ python train.py --help
 
 from __future__ import annotations  # so that --doctor runs on a Python that is too old, and says so
 
+import copy
 import sys
 from pathlib import Path
 from shlex import quote
 
-from runner import arguments
+from runner import arguments, processes
 from runner.errors import InputError, one_line
 
 
@@ -20,8 +21,11 @@ def main(argv: list[str] | None = None) -> int:
     0; 1 if --verify finds a difference, or --doctor what would stop a run; 2 for a mistake, told in one line; 130 after
     Ctrl-C.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if processes.is_helper():
+        return help_to_train(argv)
     try:
-        asked = arguments.parse(sys.argv[1:] if argv is None else argv)
+        asked = arguments.parse(argv)
         if asked is None:
             return 0
         if asked.doctor:
@@ -42,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         elif asked.ckpt:
             print_metrics(test(experiment, asked.ckpt))
         else:
-            train(experiment, asked.resume)
+            train(experiment, asked.resume, argv)
         return 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -61,8 +65,11 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def train(experiment, resume: Path | None = None) -> None:
-    """Fit, test the best checkpoint, write the receipt; `resume` is the folder of a run to go on with."""
+def train(experiment, resume: Path | None = None, argv: list[str] = ()) -> None:
+    """Fit, test the best checkpoint, write the receipt; `resume` is the folder of a run to go on with.
+
+    Other processes of this machine, if any are to help, are started with `argv`.
+    """
     from callbacks.pictures import draw_curves
     from callbacks.progress import Progress
     from callbacks.receipt import CountTested, write_receipt
@@ -78,7 +85,8 @@ def train(experiment, resume: Path | None = None) -> None:
     progress, count = Progress(), CountTested()
     try:
         run.begin(experiment, last)
-        trainer = fit(experiment, run, progress)
+        with processes.helpers(experiment.processes_here, argv, last_words=lambda: how_to_go_on(run)):
+            trainer = fit(experiment, run.folder, progress, run.loggers)
         draw_curves(run, trainer)
         metrics = test(experiment, run.folder / "best.ckpt", run, count)
         step = trainer.fit_loop.epoch_loop._batches_that_stepped  # the loggers'; global_step counts each optimiser's
@@ -100,34 +108,65 @@ def train(experiment, resume: Path | None = None) -> None:
     print_what_next(experiment, run, receipt, trainer)
 
 
-def fit(experiment, run, progress):
-    """Train to the end, and return the Trainer."""
+def help_to_train(argv: list[str]) -> int:
+    """Do what another process than the first does: its share of training, and nothing else; return the exit code."""
+    processes.begin_to_help()
+    try:
+        asked = arguments.parse(argv)
+        if asked is None or asked.doctor or asked.verify or asked.ckpt:
+            return 0
+        from callbacks.progress import Progress
+        from runner.cli import Experiment
+
+        experiment = Experiment(asked)
+        experiment.check_processes()
+        with processes.helpers(experiment.processes_here, argv, last_words=str):  # those of another machine
+            fit(experiment, asked.resume, Progress())
+        return 0
+    except (KeyboardInterrupt, SystemExit):
+        return 130
+    except ConnectionError as error:
+        folder = experiment.checkpoint.dirpath  # the first process tells it, if they got so far
+        begun = folder and Path(folder, "last.ckpt").exists()
+        processes.say_last(f"{error}{f'; to go on: python train.py --resume {quote(folder)}' if begun else ''}")
+        return 2
+    except (InputError, OSError) as error:
+        processes.say_last(one_line(error))
+        return 2
+
+
+def fit(experiment, folder: Path | None, progress, loggers=False):
+    """Train to the end in the run's folder, and return the Trainer. What helps knows the folder only of a resumed run."""
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from callbacks.checkpoint import LastCheckpoint, check_logged
     from callbacks.progress import LearningRate
     from callbacks.seeding import Seeding
+    from runner.checkpoints import has_last
 
     best, last = experiment.checkpoint, LastCheckpoint()
-    best.dirpath = last.dirpath = str(run.folder.resolve())
-    trainer = experiment.trainer(
-        logger=run.loggers,
-        callbacks=[Seeding(), *([LearningRate()] if experiment.model.lr_scheduler else []), progress, best, last],
-        default_root_dir=str(run.folder),
+    rate = [LearningRate()] if experiment.model.lr_scheduler and loggers else []
+    best.dirpath = last.dirpath = folder and str(folder.resolve())
+    trainer = experiment.trainer_to_fit(
+        logger=loggers,
+        callbacks=[Seeding(), *rate, progress, best, last],
+        default_root_dir=folder and str(folder),
     )
-    checkpoint = run.folder / "last.ckpt"
+    # a network that was divided is not put together again: the first process keeps a copy, to test with the best weights
+    is_copied = experiment.is_sharded and not processes.is_helper()
+    model = copy.deepcopy(experiment.model) if is_copied else experiment.model
     try:
         trainer.fit(
-            experiment.model,
+            model,
             experiment.datamodule,
-            ckpt_path=checkpoint if checkpoint.exists() else None,
+            ckpt_path=folder / "last.ckpt" if has_last(folder) else None,
             weights_only=True,
         )
     except MisconfigurationException as error:
         if "could not find the monitored key" in str(error):
             check_logged("checkpoint.monitor", best.monitor, trainer)
         raise InputError(one_line(error)) from error
-    if not (run.folder / "best.ckpt").exists():
+    if trainer.is_global_zero and not (folder / "best.ckpt").exists():
         check_logged("checkpoint.monitor", best.monitor, trainer)
         raise InputError("training ended without a best checkpoint to test")
     return trainer
@@ -136,6 +175,7 @@ def fit(experiment, run, progress):
 def test(experiment, checkpoint: Path, run=None, count=None) -> dict[str, float]:
     """Test a checkpoint on one device, where no sample is counted twice, and return the metrics."""
     from runner.checkpoints import check_classes, read_checkpoint
+    from runner.cli import ALONE
 
     saved = read_checkpoint(checkpoint, experiment.model)
     experiment.load_data()
@@ -145,9 +185,7 @@ def test(experiment, checkpoint: Path, run=None, count=None) -> dict[str, float]
         logger=False,
         enable_checkpointing=False,
         callbacks=[*([count] if count else []), *pictures],
-        devices=1,
-        num_nodes=1,
-        strategy="auto",
+        **ALONE,
         limit_test_batches=1.0,  # part of a test set is no test
     )
     (metrics,) = trainer.test(
@@ -163,6 +201,8 @@ def print_what_runs(experiment) -> None:
     sizes = ", ".join(f"{size:,} {verbs[name]}" for name, size in data.sizes.items() if size)
     print(f"{type(data).__name__}: {sizes}: {data.source}")
     print(f"{type(model).__name__}: {sum(p.numel() for p in model.parameters()):,} parameters, seed {experiment.seed}")
+    if experiment.plan.num_nodes > 1:
+        print(f"{experiment.plan.num_nodes} machines: training begins as soon as all are there")
     print(f"weights: {model.pretrained['file']}\n" if model.pretrained else "")
 
 

@@ -144,7 +144,7 @@ def main() -> int:
         experiment.config_init["trainer"]["callbacks"] = [paired]
         run = Run.create("epoch_time", experiment.seed)
         run.begin(experiment, None)
-        train.fit(experiment, run, Progress())
+        train.fit(experiment, run.folder, Progress(), run.loggers)
         run.finish()
 
     seconds = {name: times[1:] for name, times in paired.seconds.items()}  # the first one warms up

@@ -62,7 +62,7 @@ def write_receipt(
         **({"teacher": teacher} if teacher else {}),
         "parameters": sum(p.numel() for p in experiment.model.parameters()),
         "precision": trainer.precision,
-        "devices": {**describe_device(trainer), "count": trainer.num_devices},
+        "devices": {**describe_device(trainer), "count": trainer.world_size},
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
         "git": _git(),
         "seconds": {"fit": round(fit_seconds, 3), "test": round(count.seconds, 3)},

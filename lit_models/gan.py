@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning import Callback
 from pytorch_lightning.cli import OptimizerCallable
-from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from callbacks.averaged_weights import AveragedWeights
@@ -191,11 +190,6 @@ class GAN(Task):
         if self.lr_scheduler and isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             raise InputError(
                 "lr_scheduler: ReduceLROnPlateau wants a loss that falls, which a GAN's do not: take another"
-            )
-        mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
-        if self.clip and mixed and any(group.get("fused") for o in optimizers for group in o.param_groups):
-            raise InputError(
-                "clip: in mixed precision, gradients of a fused optimiser cannot be clipped: set its fused to false"
             )
         return made
 

@@ -24,7 +24,7 @@ LIGHTNINGS_KEYS = {
 
 # What may change when a run goes on: when it ends, where it runs, what is shown. All else makes it another run.
 MAY_CHANGE = re.compile(
-    r"trainer\.(max_epochs|max_time|accelerator|devices|enable_progress_bar)|data\.init_args\.num_workers"
+    r"trainer\.(max_epochs|max_time|accelerator|strategy|devices|num_nodes|enable_progress_bar)|data\.init_args\.num_workers"
 )
 
 

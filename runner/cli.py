@@ -1,6 +1,7 @@
 """An experiment's YAML, made into objects by LightningCLI."""
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -9,20 +10,25 @@ import warnings
 from argparse import ArgumentError
 from pathlib import Path
 
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch.optim import LBFGS
 
 from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, check_logged
 from callbacks.progress import Bar
 from lit_models.pretrained import from_checkpoint
+from lit_models.tasks import RegressorByHand
 from runner.arguments import Arguments, check_name
 from runner.checkpoints import has_last
 from runner.errors import InputError, one_line
 from runner.explain import explain, raised_in_init
 from runner.precision import check_clipping, put_right
+from runner.processes import is_helper
 
 ROOT = Path(__file__).parent.parent
+ALONE = {"devices": 1, "num_nodes": 1, "strategy": "auto"}  # arguments of a Trainer, whatever the YAML says
 
 
 class Experiment(LightningCLI):
@@ -118,6 +124,14 @@ class Experiment(LightningCLI):
             given = config[key] if isinstance(config[key], list) else [config[key]] if config[key] else []
             arguments[key] = [*given, *arguments.get(key, [])]
         arguments["plugins"].append(AtomicCheckpointIO())
+        if config["sync_batchnorm"]:
+            from lit_models.sync_batch_norm import SyncInPlace
+
+            arguments["plugins"].append(SyncInPlace())
+        if config["strategy"] == "fsdp":
+            from runner.sharding import ShardingStrategy
+
+            config["strategy"] = ShardingStrategy()
         if config["enable_progress_bar"] is None:
             config["enable_progress_bar"] = sys.stdout.isatty()
         if config["enable_progress_bar"] and arguments.get("enable_progress_bar", True):
@@ -130,6 +144,69 @@ class Experiment(LightningCLI):
         # Lightning loads a checkpoint before it does this: doubles would be rounded to floats on their way
         self.model = trainer.precision_plugin.convert_module(self.model)
         return trainer
+
+    def trainer_to_fit(self, callbacks: list[Callback], **arguments) -> Trainer:
+        """Make a Trainer to train with; of several processes, each has its share of the batches."""
+        if self.plan.world_size > 1:
+            from callbacks.sharing import Sharing
+
+            callbacks = [*callbacks, Sharing()]
+            arguments |= {"use_distributed_sampler": False}
+            if not self.model.automatic_optimization and self.config["trainer"]["strategy"] in ("auto", "ddp"):
+                arguments |= {"strategy": "ddp_find_unused_parameters_true"}  # each loss is of one network's parameters
+            if self.is_sharded:
+                arguments |= {"inference_mode": False}  # what is gathered in it could not be trained with
+        elif isinstance(self.plan.strategy, DDPStrategy):
+            arguments |= {"strategy": "auto"}  # else one process, too, has batches of Lightning's distributed sampler
+        return self.trainer(callbacks=callbacks, **arguments)
+
+    @functools.cached_property
+    def plan(self) -> Trainer:
+        """A Trainer that knows which processes there are to be, and does nothing."""
+        return self.trainer(logger=False, enable_progress_bar=False)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether processes divide the network among them."""
+        return self.plan.world_size > 1 and self.config["trainer"]["strategy"] == "fsdp"
+
+    @property
+    def processes_here(self) -> int:
+        """Processes of this machine, if train.py is to start them, else 1."""
+        outside = self.plan._accelerator_connector.cluster_environment.creates_processes_externally
+        return 1 if outside else self.plan.num_devices
+
+    def check_processes(self) -> None:
+        """Check that as many processes are there, or will be, as the settings say, and that they can share this model.
+
+        Raises:
+            InputError: they cannot.
+        """
+        plan, count = self.plan, self.plan.world_size
+        cluster = plan._accelerator_connector.cluster_environment
+        there = cluster.world_size() if cluster.creates_processes_externally else count
+        if there != count or (count == 1 and is_helper()):
+            raise InputError(
+                f"the environment tells of {max(there, 2)} processes (torchrun, SLURM, LOCAL_RANK), but trainer.num_nodes "
+                f"{plan.num_nodes} x trainer.devices {plan.num_devices} are {count}"
+            )
+        if count == 1:
+            return
+        model, batch_size = self.model, getattr(self.datamodule, "batch_size", count)
+        if isinstance(model, RegressorByHand):
+            raise InputError(
+                f"trainer.devices: {type(model).__name__} finds its gradients by hand, where no other process adds its own: "
+                "set it to 1"
+            )
+        if batch_size < count:
+            raise InputError(f"data.batch_size: {count} processes cannot share a batch of {batch_size}")
+        # ddp_spawn and ddp_fork have no command line to start
+        if not isinstance(plan.strategy, DDPStrategy) or plan.strategy._start_method != "popen":
+            raise InputError(f"trainer.strategy: ddp or fsdp, not {self.config['trainer']['strategy']}")
+        if self.is_sharded:
+            from runner.sharding import check_sharding
+
+            check_sharding(model, plan.callbacks, self.config["trainer"]["precision"])
 
     def rehearse(self) -> None:
         """Find what cannot work before anything is written; one batch is validated, as in Lightning's sanity check.
@@ -145,9 +222,7 @@ class Experiment(LightningCLI):
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
-            devices=1,
-            strategy="auto",
-            num_nodes=1,
+            **ALONE,
             limit_val_batches=1,
             limit_test_batches=1,
             inference_mode=False,  # torchmetrics would keep sums from it that fit cannot add to
@@ -164,8 +239,12 @@ class Experiment(LightningCLI):
         watched = {"checkpoint.monitor": self.checkpoint.monitor}
         watched |= {f"{type(c).__name__}.monitor": getattr(c, "monitor", None) for c in trainer.callbacks}
         optimizers = self.model.configure_optimizers()
-        for config in optimizers if isinstance(optimizers, list) else [optimizers]:  # a GAN has two
-            check_clipping(trainer, config["optimizer"] if isinstance(config, dict) else config)
+        clip = trainer.gradient_clip_val or getattr(self.model, "clip", None)  # a GAN clips by itself
+        for config in optimizers if isinstance(optimizers, list) else [optimizers]:  # and has two
+            optimizer = config["optimizer"] if isinstance(config, dict) else config
+            check_clipping(trainer.precision_plugin, clip, optimizer)
+            if isinstance(optimizer, LBFGS) and self.plan.world_size > 1:
+                raise InputError("optimizer: LBFGS goes by the loss, and each process has its own: trainer.devices 1")
             if isinstance(config, dict) and "lr_scheduler" in config:
                 watched["lr_scheduler.monitor"] = config["lr_scheduler"].get("monitor")
                 _rehearse_scheduler(trainer, config["lr_scheduler"])
@@ -210,10 +289,7 @@ class Experiment(LightningCLI):
             every, epochs = trainer["check_val_every_n_epoch"] or 1, trainer["max_epochs"] or 0
             if 0 < epochs < every:
                 raise InputError(f"trainer.check_val_every_n_epoch {every}: {epochs} epoch(s) would never be validated")
-        if (size := self.trainer(logger=False, enable_progress_bar=False).world_size) > 1:
-            raise InputError(
-                f"trainer: {size} processes are asked for, and train.py runs in one: set trainer.devices to 1"
-            )
+        self.check_processes()
 
 
 def _rehearse_scheduler(trainer: Trainer, config: dict) -> None:
@@ -243,11 +319,13 @@ def be_quiet() -> None:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is CUDA, but no GPU
     for message in (
         ".*does not have many workers.*",  # in-memory data wants none
+        "It is recommended to use `self.log.*sync_dist=True.*",  # each process validates the whole set
         "Total length of `list` across ranks is zero.*",  # data without a validation set
         "Checkpoint directory .* exists and is not empty",  # it holds config.yaml
         ".*is smaller than the logging interval.*",  # the tasks lower the interval to an epoch
         "Found .* module\\(s\\) in eval mode at the start of training.*",  # what is frozen
         r"Attribute '\w+' is an instance of `nn.Module`.*",  # the tasks leave it out of the hyperparameters
+        "FSDP2-wrapped module .* returned a view tensor.*",  # of which nothing is changed in place
         "Glyph .* missing from font.*",  # the names of classes may be in any script
         ".*could not find the monitored key.*",  # train.py says it in a line of its own
         ".*callbacks used to create the checkpoint need to be provided.*",  # testing needs none of them

@@ -2,7 +2,6 @@
 
 import functools
 
-from pytorch_lightning import Trainer
 from pytorch_lightning.plugins.precision import HalfPrecision, MixedPrecision, Precision
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -25,14 +24,14 @@ def put_right(plugin: Precision) -> None:
         plugin.convert_module = lambda module: _with_exact_sums(convert(module))
 
 
-def check_clipping(trainer: Trainer, optimizer: object) -> None:
-    """Check that gradients can be clipped, if they are to be.
+def check_clipping(plugin: Precision, clip: float | None, optimizer: object) -> None:
+    """Check that an optimiser's gradients can be clipped, if they are to be.
 
     Raises:
         InputError: with `16-mixed`, a fused optimiser unscales them, which is too late.
     """
-    is_scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-    if is_scaled and trainer.gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
+    is_scaled = getattr(plugin, "scaler", None) is not None
+    if is_scaled and clip and getattr(optimizer, "_step_supports_amp_scaling", False):
         raise InputError(
             "trainer: 16-mixed scales gradients, and a fused optimiser unscales them too late to clip them: "
             "--trainer.precision bf16-mixed, or --model.optimizer.fused false"

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from callbacks.receipt import PACKAGES, describe_device, sha256
+from runner.cli import ALONE
 from runner.errors import InputError, one_line
 
 TOLERANCE = 1e-3  # of a metric's value, on another machine or with other versions: sums there run in another order
@@ -127,7 +128,7 @@ def _file(path: Path, digest: str) -> str:
 def _circumstances(receipt: dict, experiment) -> list[str]:
     """What is other than at the run, and may change the last bits."""
     now = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
-    now |= describe_device(experiment.trainer(logger=False, enable_progress_bar=False, devices=1))
+    now |= describe_device(experiment.trainer(logger=False, enable_progress_bar=False, **ALONE))
     was = {"cpu": now["cpu"], **receipt["versions"], **receipt["devices"]}  # older receipts do not tell the CPU's kind
     return [f"{name} {was.get(name)} then, {now[name]} now" for name in now if was.get(name) != now[name]]
 

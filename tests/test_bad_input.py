@@ -161,7 +161,6 @@ def edited(tmp_path, *keys: str, value) -> str:
         (("trainer", "max_steps"), 0, ["trainer.max_steps is 0"]),
         (("trainer", "limit_val_batches"), 0, ["no val/acc to choose the best by"]),
         (("trainer", "check_val_every_n_epoch"), 3, ["would never be validated"]),
-        (("trainer", "devices"), 2, ["set trainer.devices to 1"]),
         (
             ("trainer", "callbacks"),
             [{"class_path": "EarlyStopping", "init_args": {"monitor": "val/acx"}}],

@@ -505,7 +505,6 @@ ONE_CYCLE = (
     [
         ("--trainer.gradient_clip_val=0.5", "whose gradients model.clip clips: --model.clip 0.5"),
         ("--trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches"),
-        ("--model.clip=1", "set its fused to false"),
         ("--data.normalize=[0.5,0.5]", "those of MNIST are normalised: leave data.normalize out"),
         ("--model.image_size=32", "--model.channels 1 --model.image_size 28"),
         ("--model.num_classes=7", "--model.num_classes 10"),

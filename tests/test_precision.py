@@ -1,7 +1,5 @@
 """Precisions other than Lightning leaves them: clipped gradients in bfloat16, and metrics whose sums lose nothing."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from pytorch_lightning import LightningModule
@@ -45,15 +43,14 @@ def test_an_experiment_that_clips_trains_in_bfloat16(train, own):
 
 @pytest.mark.parametrize(("clip", "is_fused", "refused"), [(1.0, True, True), (1.0, False, False), (None, True, False)])
 def test_what_is_scaled_is_not_clipped_by_a_fused_optimiser(clip, is_fused, refused):
-    scaled = SimpleNamespace(precision_plugin=MixedPrecision("16-mixed", "cpu"), gradient_clip_val=clip)
+    plugin = MixedPrecision("16-mixed", "cpu")
     optimizer = fused(nn.Parameter(torch.zeros(1)), is_fused)
     if refused:
         with pytest.raises(InputError, match=r"bf16-mixed, or --model.optimizer.fused false"):
-            check_clipping(scaled, optimizer)
+            check_clipping(plugin, clip, optimizer)
     else:
-        check_clipping(scaled, optimizer)
-    scaled.precision_plugin = MixedPrecision("bf16-mixed", "cpu")
-    check_clipping(scaled, optimizer)
+        check_clipping(plugin, clip, optimizer)
+    check_clipping(MixedPrecision("bf16-mixed", "cpu"), clip, optimizer)
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])

@@ -11,6 +11,7 @@ import torch
 from conftest import REPOSITORY, SMALL_NET, write_mnist
 from test_train import receipt
 
+from callbacks.receipt import sha256
 from runner.verify import _print_metrics
 from train import main
 
@@ -152,6 +153,22 @@ def test_another_configuration(run, verify):
     code, said = verify()
     assert code == 1
     assert "configuration  altered" in said
+
+
+def test_a_run_of_a_machine_that_this_is_not(run, verify):
+    config = run / "config.yaml"
+    text = config.read_text()
+    for was, cluster in (
+        ("strategy: auto", "strategy: fsdp"),
+        ("num_nodes: 1", "num_nodes: 2"),
+        ("devices: 1", "devices: 4"),
+    ):
+        assert was in text
+        text = text.replace(was, cluster)
+    config.write_text(text)
+    rewrite(run, config_sha256=sha256(config))
+    code, said = verify()
+    assert (code, "verified: equal" in said) == (0, True), said
 
 
 def test_other_data(run, verify, tmp_path, monkeypatch):
