@@ -1,5 +1,7 @@
 """Where data lies on this machine, and how what is missing is fetched."""
 
+from __future__ import annotations  # so that --doctor runs on a Python that is too old, and says so
+
 import contextlib
 import io
 import os
