@@ -10,7 +10,8 @@ from torch import Tensor
 
 from callbacks.receipt import sha256
 from datamodules.vocabulary import Vocabulary
-from exporting.networks import Codes, Network, Samples
+from exporting.network import Network
+from exporting.networks import Codes, Samples
 
 
 def describe(experiment, checkpoint: Path, saved: dict, network: Network, inputs: tuple, outputs: list[Tensor]) -> dict:

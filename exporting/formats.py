@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from exporting.networks import Network, traceable
+from exporting.network import Network
+from exporting.tracing import traceable
 
 Run = Callable[[tuple[Tensor, ...]], list[Tensor]]  # from inputs to outputs
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from exporting.about import describe
 from exporting.formats import FORMATS, Format
-from exporting.networks import Network, network_of, sample_batch
+from exporting.network import Network, sample_batch
+from exporting.networks import network_of
 from lit_models.pretrained import from_checkpoint
 from runner.checkpoints import check_classes, read_checkpoint
 from runner.errors import InputError, one_line

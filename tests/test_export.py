@@ -26,7 +26,8 @@ from exporting import formats
 from exporting.about import normalisation
 from exporting.formats import FORMATS, trace, write_onnx
 from exporting.hand_on import compare, part
-from exporting.networks import Network, network_of
+from exporting.network import Network
+from exporting.networks import network_of
 from lit_models.airbench import Airbench
 from lit_models.autoencoder import Autoencoder
 from lit_models.backbones import Backbone, SmallFeatures
