@@ -7,16 +7,15 @@ Source: lecture on linear regression.
 
 import csv
 import io
-import math
-import re
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from datamodules.csv_rows import finite_number, is_name, read_rows
 from datamodules.files import data_dir
 from datamodules.in_memory import InMemoryDataModule, InMemoryDataset
-from runner.errors import InputError, did_you_mean, existing_file
+from runner.errors import InputError, did_you_mean
 from runner.files import write_whole
 
 
@@ -113,30 +112,12 @@ def read_columns(path: Path, columns: tuple[str, str] | None = None) -> list[tup
     Raises:
         InputError: no such file or column, no rows, or what is no finite number; names file and line.
     """
-    path = existing_file(path, "file", ".csv")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not text in UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    head = next((line for line in lines if line.strip()), "")
-    unquoted = re.sub(r'"[^"]*"', "", head)
-    delimiter = next((mark for mark in ",;\t" if mark in unquoted), ",")
-    rows = []  # (line, cells)
-    reader, line = csv.reader(lines, delimiter=delimiter), 1
-    try:
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                rows.append((line, [cell.strip() for cell in row]))
-            line = reader.line_num + 1  # a quoted cell can go over several lines
-    except csv.Error as error:
-        raise InputError(f"{path}:{line}: {error}") from None
+    rows = read_rows(path)
     if not rows:
         raise InputError(f"{path}:1: no rows: expected two columns of numbers")
 
     first, names = rows[0]
-    has_names = bool(columns) or not any(map(_is_number, names))
+    has_names = bool(columns) or all(map(is_name, names))
     for column in columns or ():
         if names.count(column) != 1:
             why = f"{names.count(column)} columns {column!r}" if column in names else f"no column {column!r}"
@@ -149,19 +130,7 @@ def read_columns(path: Path, columns: tuple[str, str] | None = None) -> list[tup
     return [tuple(_number(path, line, row, i) for i in indices) for line, row in rows[has_names:]]
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return "_" not in text  # Python's own: 1_000
-
-
 def _number(path: Path, line: int, row: list[str], i: int) -> float:
     if i >= len(row):
         raise InputError(f"{path}:{line}: column {i + 1} is missing: expected two numbers, got {','.join(row)!r}")
-    if not _is_number(row[i]):
-        raise InputError(f"{path}:{line}: expected a number in column {i + 1}, got {row[i]!r}")
-    if not math.isfinite(float(row[i])):
-        raise InputError(f"{path}:{line}: column {i + 1} is {row[i]}: drop the row, or fill it in")
-    return float(row[i])
+    return finite_number(row[i], f"{path}:{line}", i + 1)

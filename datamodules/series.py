@@ -15,18 +15,16 @@ Shapes: B batch, T context, H horizon, N values of a part; inputs (B, T) and tar
 Source: lecture on time series with LSTM.
 """
 
-import csv
-import math
-import re
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.csv_rows import finite_number, is_name, read_rows
 from datamodules.files import data_dir
 from datamodules.in_memory import InMemoryDataModule, InMemoryDataset
-from runner.errors import InputError, did_you_mean, existing_file
+from runner.errors import InputError, did_you_mean
 
 
 class Series(InMemoryDataModule):
@@ -162,52 +160,21 @@ def read_column(path: Path, column: int | str | None = None) -> tuple[list[float
     Raises:
         InputError: no such file or column, no rows, or what is no finite number; names file and line.
     """
-    path = existing_file(path, "file", ".csv")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not text in UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    head = re.sub(r'"[^"]*"', "", next((line for line in lines if line.strip()), ""))
-    # the comma last: beside another mark it is one of decimals, and half a number is a number, too
-    reader, line, rows = csv.reader(lines, delimiter=next((mark for mark in "\t;," if mark in head), ",")), 1, []
-    try:
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                rows.append((line, [cell.strip() for cell in row]))
-            line = reader.line_num + 1  # a quoted cell can go over several lines
-    except csv.Error as error:
-        raise InputError(f"{path}:{line}: {error}") from None
+    rows = read_rows(path)
     if not rows:
         raise InputError(f"{path} has no rows: expected a column of numbers")
 
     first, names = rows[0]
     if column is None or (isinstance(column, int) and 1 <= column <= len(names)):
         place = len(names) - 1 if column is None else column - 1
-        has_names = _number(names[place]) is None
+        has_names = is_name(names[place])
     elif str(column) in names:  # a name that is a number, such as a year, comes as an int, too
         place, has_names = names.index(str(column)), True
     else:
         hint = did_you_mean(str(column), [*names, *map(str, range(1, len(names) + 1))])
         raise InputError(f"{path}:{first}: no column {column!r} among its {len(names)}{hint}")
-    values = []
-    for line, row in rows[has_names:]:
-        cell = row[place] if place < len(row) else ""
-        value = _number(cell)
-        if value is None or not math.isfinite(value):
-            hint = ": drop the row, or fill it in"
-            if value is None:
-                hint = ": write decimals behind a point" if re.fullmatch(r"[+-]?\d+,\d+", cell) else ""
-            raise InputError(f"{path}:{line}: expected a number in column {place + 1}, got {cell!r}{hint}")
-        values.append(value)
+    cells = ((line, row[place] if place < len(row) else "") for line, row in rows[has_names:])
+    values = [finite_number(cell, f"{path}:{line}", place + 1) for line, cell in cells]
     if not values:
         raise InputError(f"{path}:{first}: no rows below the names of the columns")
     return values, names[place] if has_names else str(place + 1)
-
-
-def _number(text: str) -> float | None:
-    try:
-        return None if "_" in text else float(text)  # 1_000 is Python's own
-    except ValueError:
-        return None

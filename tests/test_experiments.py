@@ -10,7 +10,8 @@ import yaml
 from conftest import REPOSITORY
 from test_train import receipt
 
-from exporting.networks import network_of, sample_batch
+from exporting.network import sample_batch
+from exporting.networks import network_of
 from runner.cli import Experiment
 
 EXPERIMENTS = sorted((REPOSITORY / "experiments").glob("*.yaml"))

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning import Trainer
 
-from datamodules.graphs import GraphDataModule, KarateClub
+from datamodules.graphs import GraphDataModule
+from datamodules.karate import KarateClub
 from lit_models.gnn import GAT, GCN, Edges, Graph, GraphAttention, GraphConvolution, softmax_by_target
 from lit_models.graph_sage import GraphSAGE, MeanAggregator, NeighbourSampler
 from runner.errors import InputError

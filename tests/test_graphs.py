@@ -15,8 +15,12 @@ from test_resume import Stop, only_run, stop_at
 from test_train import assert_same_run, receipt
 
 import datamodules.graphs
+import datamodules.planetoid
 from callbacks.graphs import GraphPictures, tsne
-from datamodules.graphs import EdgeList, KarateClub, Planetoid, normalize_rows
+from datamodules.edge_list import EdgeList
+from datamodules.graphs import normalize_rows
+from datamodules.karate import KarateClub
+from datamodules.planetoid import Planetoid
 from lit_models.gnn import GCN
 from lit_models.graph_sage import GraphSAGE
 from runner.errors import InputError
@@ -65,7 +69,7 @@ class TestPlanetoid:
     )
     def test_it_is_what_pytorch_geometric_reads(self, name, features, classes, tmp_path, monkeypatch):
         """Public split, permuted test papers, duplicates and self-loops, CiteSeer's gaps."""
-        geometric = datamodules.graphs._geometric()
+        geometric = datamodules.planetoid._geometric()
         monkeypatch.setenv("DATA_DIR", str(tmp_path / "ours"))
         raw = write_planetoid(tmp_path / "ours", name, features, classes)
         shutil.copytree(raw, tmp_path / "theirs" / name / "raw")
@@ -247,6 +251,10 @@ class TestEdgeList:
         with pytest.raises(InputError, match=r"edges.csv:2: .*nodes.csv has no node 'bop'; did you mean 'bob'\?"):
             write("ann,bob\nann,bop\n", nodes, **names).setup()
 
+    def test_a_column_that_is_there_twice_and_does_not_count_does_no_harm(self, write):
+        nodes = "a,b,b,label,split\n1,x,y,k,train\n2,x,y,k,test\n"
+        assert loaded(write("0,1\n", nodes, features=["a"])).features.tolist() == [[1], [2]]
+
     def test_rows_are_normalised_if_asked_for(self, write):
         assert loaded(write(normalize=True)).features.tolist() == [[1, 0], [0, 1], [0.5, 0.5], [0, 1], [-1, 0]]
         assert normalize_rows(torch.zeros(1, 3)).tolist() == [[0, 0, 0]]
@@ -279,7 +287,11 @@ class TestEdgeList:
             ({"nodes": NODES, "id": "a"}, "nodes.csv:4: a '1' stands on a line before"),
             ({"nodes": NODES.replace("-2", ""), "id": "a"}, "nodes.csv:4: a '1' stands"),
             ({"nodes": "n,a,label,split\n,1,x,train\n", "id": "n"}, "nodes.csv:2: n '' is no name"),
+            ({"nodes": NODES.replace(",", ";").replace(".5", "0,5")}, "got '0,5': write decimals behind a point"),
             ({"features": ["c"]}, "nodes.csv:1: no column 'c'"),
+            ({"nodes": NODES.replace("b,", "a,")}, "nodes.csv:1: 2 columns 'a' in its first line: give each its name"),
+            ({"features": ["a", "b", "a"]}, "label, split, id and features name the column 'a' twice"),
+            ({"features": ["a", "label"]}, "name the column 'label' twice"),
         ],
     )
     def test_what_cannot_be_used_is_one_line(self, write, files, line):
@@ -312,7 +324,7 @@ class TestEdgeList:
     def test_a_run_from_start_to_verify(self, write, train, capsys, tmp_path):
         write()
         words = (f"--data.edges={tmp_path}/edges.csv", f"--data.nodes={tmp_path}/nodes.csv", "--data.normalize=false")
-        run = train("--data=datamodules.graphs.EdgeList", *words, "--model.sizes=[2,4,2]", "--trainer.max_epochs=3",
+        run = train("--data=datamodules.edge_list.EdgeList", *words, "--model.sizes=[2,4,2]", "--trainer.max_epochs=3",
                     experiment="experiments/cora_gcn.yaml", tiny=())  # fmt: skip
         assert receipt(run)["data"] == {"name": "EdgeList", "train": 2, "val": 1, "test": 1, "source": receipt(run)["data"]["source"],
                                         "fingerprint": loaded(write()).fingerprint}  # fmt: skip

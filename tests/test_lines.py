@@ -68,9 +68,10 @@ def test_two_columns_of_anyones_file(tmp_path, text, columns, rows):
         ("x\n1\n", None, "a.csv:2: column 2 is missing"),
         ("x,y\n1,2\n\n3,four\n", None, "a.csv:4: expected a number in column 2, got 'four'"),
         ("x,y\n1,2\n3,\n", None, "a.csv:3: expected a number in column 2, got ''"),
-        ("1,5;2,5\n", None, "a.csv:1: "),
-        ("x,y\n1,2\nnan,4\n", None, "a.csv:3: column 1 is nan: drop the row, or fill it in"),
-        ("x,y\n1,inf\n", None, "a.csv:2: column 2 is inf"),
+        ("1,5;2,5\n3;4\n", None, "a.csv:1: expected a number in column 1, got '1,5': write decimals behind a point"),
+        ("x;y\n1;2\n3;-4,0\n", None, "a.csv:3: expected a number in column 2, got '-4,0': write decimals behind"),
+        ("x,y\n1,2\nnan,4\n", None, "a.csv:3: expected a number in column 1, got 'nan': drop the row, or fill it in"),
+        ("x,y\n1,inf\n", None, "a.csv:2: expected a number in column 2, got 'inf': drop"),
         (
             "height,weight\n1,2\n",
             ("hight", "weight"),

@@ -133,7 +133,7 @@ def test_a_column_of_anyones_file(tmp_path, text, column, values, name):
         ("a,b\n1,2\n3\n", None, "a.csv:3: expected a number in column 2, got ''"),
         ("y\n1\nnan\n", None, "a.csv:3: expected a number in column 1, got 'nan': drop the row, or fill it in"),
         ("y\n1\ninf\n", None, "a.csv:3: expected a number in column 1, got 'inf': drop"),
-        ("1;2,5\n2;3,7\n", None, "a.csv:2: expected a number in column 2, got '3,7': write decimals behind a point"),
+        ("1;2,5\n2;3,7\n", None, "a.csv:1: expected a number in column 2, got '2,5': write decimals behind a point"),
         ("day;y\n1,5;2,5\n", 1, "a.csv:2: expected a number in column 1, got '1,5': write decimals behind a point"),
         (b"\xff\xfe\x00", None, "a.csv is not text in UTF-8"),
         ('y\n"1\n' + 20_000 * "5,6,7,8\n", None, "a.csv:2: field larger than field limit"),
