@@ -17,6 +17,8 @@ Shapes: B batch, C channels, H, W height and width, in patches behind the first 
 a window, N = M * M, G windows of a picture, K classes.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -198,6 +200,9 @@ class Swin(ConvNet):
     Under autocast what goes from block to block stays float32, as it does on a GPU by itself. On a CPU norms would be given
     bfloat16, and torch 2.15 then sums their gradients in bfloat16: of 25,000 places a fifth of the sum was left.
 
+    Weights begin as the authors', N(0, 0.02^2) where the last stage is 768 wide, as it is in `swin_t`. At another width D the
+    0.02 changes by sqrt(768 / D), so that sums over D inputs are as large: with 0.02, narrow networks begin too small.
+
     Args:
         num_classes: K.
         channels: C.
@@ -254,9 +259,10 @@ class Swin(ConvNet):
         self.features = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(D)
         self.head = nn.Linear(D, num_classes)
+        std = 0.02 * math.sqrt(768 / D)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.trunc_normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         is_theirs = (channels, patch, window, mlp_ratio) == (3, 4, 7, 4.0)

@@ -42,6 +42,13 @@ def small(**arguments) -> Swin:
     return Swin(**(settings | {"optimizer": ADAM} | arguments))
 
 
+@pytest.mark.parametrize(("width", "std"), [(384, 0.02), (96, 0.04)])
+def test_weights_begin_as_the_authors_where_the_last_stage_is_768_wide_and_larger_where_it_is_narrower(width, std):
+    for module in small(width=width).modules():
+        if isinstance(module, nn.Linear) and module.weight.numel() > 10_000:
+            assert module.weight.std().item() == pytest.approx(std, rel=0.05)
+
+
 class TestTorchvision:
     @pytest.mark.parametrize(
         ("name", "arguments"),
